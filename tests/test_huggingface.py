@@ -44,8 +44,8 @@ def _loss(model: nn.Module) -> float:
 def _trainer(folder: Path, callbacks: list[Any], epochs: int = EPOCHS, **options: Any) -> Any:
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, num_train_epochs=epochs,
-        per_device_train_batch_size=10, eval_strategy="epoch", save_strategy="epoch", learning_rate=0.02,
-        lr_scheduler_type="constant", weight_decay=0.1, seed=0, logging_strategy="no", **options,
+        per_device_train_batch_size=10, eval_strategy="epoch", learning_rate=0.02, lr_scheduler_type="constant",
+        weight_decay=0.1, seed=0, logging_strategy="no", **{"save_strategy": "epoch", **options},
     )  # fmt: skip
     return transformers.Trainer(
         model=Net(),
@@ -151,6 +151,17 @@ def test_resumed_run_equals_one_that_was_not_interrupted(tmp_path: Path) -> None
     with warnings.catch_warnings():  # the zeros are those of the masks in the checkpoint
         warnings.filterwarnings("error", ".*no mask holds them")
         resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{2 * STEPS}"))
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_the_end_of_an_epoch_whose_last_step_was_saved_is_made_up(tmp_path: Path) -> None:
+    """The Trainer goes on with the next epoch, without a decision and an evaluation."""
+    straight = _trainer(tmp_path / "a", [_everything()], save_strategy="steps", save_steps=STEPS)
+    straight.train()
+    checkpoint = tmp_path / "a" / f"checkpoint-{2 * STEPS}"
+    resumed = _trainer(tmp_path / "b", [_everything(resume_from=checkpoint)])
+    resumed.train(resume_from_checkpoint=str(checkpoint))
     for name, weight in straight.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 

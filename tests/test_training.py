@@ -40,7 +40,7 @@ from snello.lab.training import (
     train,
 )
 from snello.neurons import dead_neurons
-from snello.pruning import LossBound, Plateau
+from snello.pruning import LossBound, Plateau, Ratio
 
 EPOCHS = 4
 
@@ -85,16 +85,19 @@ def _regression_loss(model: nn.Module) -> float:
     return float(F.mse_loss(model(inputs), targets))
 
 
-def _fit(module: Any, callback: Any, folder: Path, epochs: int = EPOCHS) -> Any:
+def _fit(
+    module: Any, callback: Any, folder: Path, epochs: int = EPOCHS, resume: Path | None = None,
+    **options: Any,
+) -> Any:  # fmt: skip
     data = TensorDataset(*_pairs())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
             max_epochs=epochs, accelerator="cpu", devices=1, callbacks=callback, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            num_sanity_val_steps=0, default_root_dir=folder,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            default_root_dir=folder, **{"enable_checkpointing": False, **options},
         )  # fmt: skip
-        trainer.fit(module, DataLoader(data, 10), DataLoader(data, 20))
+        trainer.fit(module, DataLoader(data, 10), DataLoader(data, 20), ckpt_path=resume)
     return trainer
 
 
@@ -250,6 +253,34 @@ def test_decisions_between_the_steps_of_two_optimizers(tmp_path: Path) -> None:
     callback = SelectiveUpdateCallback(_pairs()[0][:8], selection, every=3)
     _fit(TwoOptimizers(), callback, tmp_path)
     assert selection.calls == EPOCHS * 4 * 2 // 3, "four batches of two steps each"
+
+
+@pytest.mark.parametrize("interval", [1.0, 0.5])
+def test_the_end_of_an_epoch_whose_last_step_was_saved_is_made_up(
+    interval: float, tmp_path: Path
+) -> None:
+    """Lightning goes on with the next epoch: a decision, and the last pruning step, were lost."""
+
+    def fit(*more: Any, **options: Any) -> tuple[nn.Module, SensitivityPruning]:
+        pruning = SensitivityPruning(
+            lambda m: SeReNe(m, 1e-3), _regression_loss, epochs=2, amount=Ratio(0.5),
+            schedule=Plateau(9),
+        )  # fmt: skip
+        update = NEqCallback(_pairs()[0][:8], eps=0.02, dispatch="fixed")
+        module = Foreign()
+        callbacks = [pruning, update, *more]
+        _fit(module, callbacks, tmp_path, val_check_interval=interval, **options)
+        return module, pruning
+
+    saving = L.pytorch.callbacks.ModelCheckpoint(
+        tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1
+    )
+    module, _ = fit(saving, enable_checkpointing=True)
+    again, pruning = fit(resume=tmp_path / "step=8.ckpt")  # epochs of four steps
+    assert pruning.pruner is not None
+    _assert_pruned(again, pruning.pruner.masks)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
 
 
 def _assert_pruned(module: nn.Module, masks: dict[str, Tensor]) -> None:

@@ -72,6 +72,7 @@ def huggingface_callback(
             self.parts: dict[str, Any] = {}
             self.hook: RemovableHandle | None = None
             self.last: tuple[ref[nn.Module], dict[str, Any]] | None = None
+            self.ended = 0  # epochs
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             model, optimizer = kwargs["model"], kwargs["optimizer"]
@@ -86,9 +87,19 @@ def huggingface_callback(
                     "updates": updates and updates(model, optimizer),
                 }
             self.parts = {name: part for name, part in built.items() if part is not None}
+            now = self.ended = int(state.epoch or 0)
             for name, part_state in self.before(model, args.output_dir, state.global_step).items():
                 self.parts[name].load_state_dict(part_state)
+            if self.ended < now:
+                self.make_up(args.eval_strategy == "epoch")
             self.hook = model.register_forward_hook(OwnHook(self.look))
+
+        def make_up(self, evaluates: bool) -> None:
+            """End the epoch whose last step wrote the checkpoint: the Trainer begins the next one."""
+            if "updates" in self.parts and every is None:
+                self.parts["updates"].step()
+            if "pruner" in self.parts and evaluates:
+                self.parts["pruner"].step()
 
         def before(self, model: nn.Module, folder: str, step: int) -> dict[str, Any]:
             """The states to continue from: of the checkpoint, or of this model's last training."""
@@ -97,7 +108,9 @@ def huggingface_callback(
                 own = Path(folder, f"checkpoint-{step}")
                 saved = (own if resume_from is True else Path(resume_from)) / "snello.pt"
                 if saved.is_file():
-                    return _of(self.parts, archives.load(saved), saved)
+                    content = archives.load(saved)
+                    self.ended = content.pop("epochs_ended", self.ended)
+                    return _of(self.parts, content, saved)
                 if again is None:
                     raise ConfigError(
                         f"training goes on at step {step}, but there is no {saved}: without it pruned weights would "
@@ -129,15 +142,15 @@ def huggingface_callback(
                 self.parts["updates"].step()
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.ended = int(state.epoch)
             if "updates" in self.parts and every is None:
                 self.parts["updates"].step()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             if state.is_world_process_zero and folder.is_dir():
-                archives.save(
-                    folder / "snello.pt", {name: p.state_dict() for name, p in self.parts.items()}
-                )
+                states = {name: part.state_dict() for name, part in self.parts.items()}
+                archives.save(folder / "snello.pt", {"epochs_ended": self.ended, **states})
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.last = (

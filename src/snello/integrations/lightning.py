@@ -66,9 +66,32 @@ def monitored(trainer: L.Trainer, name: str) -> float:
 
 
 class _Attached(L.Callback):
-    """Base class of callbacks that detach from the model when training ends or fails."""
+    """Base class of callbacks that decide at the end of every epoch, and detach from the model when
+    training ends or fails.
+    """
 
     _restored: Mapping[str, Any] | None = None
+    _first_epoch = _epochs_ended = 0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Decide what changes before the next epoch."""
+        self._end_epoch(trainer, trainer.current_epoch)
+        self._epochs_ended = trainer.current_epoch + 1
+
+    def _make_up(self, trainer: L.Trainer, state: Mapping[str, Any] | None) -> None:
+        """Make up for the end of an epoch that Lightning leaves out.
+
+        From a checkpoint that was written at the last batch of an epoch, or at a validation behind it,
+        it goes on with the next epoch.
+        """
+        now = self._first_epoch = trainer.current_epoch
+        # States of earlier versions do not tell.
+        if state is not None and state.get("epochs_ended", now) < now:
+            self._end_epoch(trainer, now - 1)
+        self._epochs_ended = now
+
+    def _end_epoch(self, trainer: L.Trainer, epoch: int) -> None:
+        raise NotImplementedError
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Detach from the model."""
@@ -128,8 +151,8 @@ class SensitivityPruning(_Attached):
         self.pruner: Pruner | None = None
         self.last_step: PrunerStep | None = None
 
-    def _active(self, trainer: L.Trainer) -> bool:
-        return self._epochs is None or trainer.current_epoch < self._epochs
+    def _active(self, epoch: int) -> bool:
+        return self._epochs is None or epoch < self._epochs
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Build sensitivity and pruner; restore their state in a resumed run or second `fit`."""
@@ -151,6 +174,7 @@ class SensitivityPruning(_Attached):
         if state is not None:
             self.sensitivity.load_state_dict(state["sensitivity"])
             self.pruner.load_state_dict(state["pruner"])
+        self._make_up(trainer, state)
 
     def _state_for(self, model: nn.Module) -> Mapping[str, Any] | None:
         """The state to continue from: a loaded checkpoint, else the last `fit` of this model."""
@@ -181,27 +205,37 @@ class SensitivityPruning(_Attached):
         """Pass the outputs to the sensitivity while their autograd graph exists."""
         sensitivity, outputs, self._outputs = self.sensitivity, self._outputs, None
         looks = sensitivity is not None and type(sensitivity).observe is not Sensitivity.observe
-        if looks and outputs is not None and self._active(trainer):
+        if looks and outputs is not None and self._active(trainer.current_epoch):
             sensitivity.observe(scores_of(outputs), self._targets)  # type: ignore[union-attr]
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Decay after an optimizer step, not after merely accumulated gradients."""
         stepped, self._steps = trainer.global_step > self._steps, trainer.global_step
-        if self.sensitivity is not None and stepped and self._active(trainer):
+        if self.sensitivity is not None and stepped and self._active(trainer.current_epoch):
             self.sensitivity.step()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _end_epoch(self, trainer: L.Trainer, epoch: int) -> None:
         """Prune on a plateau, and at the end of the pruning epochs."""
         assert self.pruner is not None
-        if not self._active(trainer):
+        if not self._active(epoch):
             return
-        self.last_step = self.pruner.step(monitored(trainer, self._monitor))
+        self.last_step = self.pruner.step(self._loss(trainer, epoch))
         pruned = self.last_step.search is not None
-        if self._epochs is not None and trainer.current_epoch == self._epochs - 1 and not pruned:
+        if self._epochs is not None and epoch == self._epochs - 1 and not pruned:
             self.pruner.prune()
             pruned = True
         if pruned:
-            agree_on_pruning(self.pruner, _model(pl_module))
+            agree_on_pruning(self.pruner, self.pruner.model)
+
+    def _loss(self, trainer: L.Trainer, epoch: int) -> float | None:
+        """The logged validation loss; None to measure it.
+
+        From a checkpoint within an epoch Lightning goes on without the validations before it.
+        """
+        resumed = trainer.ckpt_path is not None and epoch <= self._first_epoch
+        if resumed and self._monitor not in trainer.callback_metrics:
+            return None
+        return monitored(trainer, self._monitor)
 
     def _take_down(self) -> None:
         """Remove every hook; the masks stay in force."""
@@ -214,7 +248,11 @@ class SensitivityPruning(_Attached):
         """For Lightning's checkpoint."""
         if self.pruner is None or self.sensitivity is None:
             return {}
-        return {"sensitivity": self.sensitivity.state_dict(), "pruner": self.pruner.state_dict()}
+        return {
+            "sensitivity": self.sensitivity.state_dict(),
+            "pruner": self.pruner.state_dict(),
+            "epochs_ended": self._epochs_ended,
+        }
 
 
 class CurationCallback(L.Callback):
@@ -300,6 +338,7 @@ class SelectiveUpdateCallback(_Attached):
             self.neq.load_state_dict(state)
         self._steps, self._spent = trainer.global_step, []
         self.last_step = self.neq.status()
+        self._make_up(trainer, state)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Record the cost of the step; decide again after `every` steps."""
@@ -313,7 +352,7 @@ class SelectiveUpdateCallback(_Attached):
         if self._every is not None and self._steps // self._every > before // self._every:
             self.last_step = self.neq.step()
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _end_epoch(self, trainer: L.Trainer, epoch: int) -> None:
         """Evaluate the probe and decide which neurons are updated in the next epoch."""
         assert self.neq is not None
         self._spent = []
@@ -337,7 +376,7 @@ class SelectiveUpdateCallback(_Attached):
     def _take_down(self) -> None:
         """Unfreeze every layer; the state is kept for another `fit`."""
         if self.neq is not None and self._attached:
-            self._last = ref(self.neq.model), self.neq.state_dict()
+            self._last = ref(self.neq.model), self.state_dict()
             self.neq.remove()
         self._attached = False
 
@@ -355,7 +394,7 @@ class SelectiveUpdateCallback(_Attached):
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoint; after the training, as at its end or interruption."""
         if self._attached and self.neq is not None:
-            return self.neq.state_dict()
+            return self.neq.state_dict() | {"epochs_ended": self._epochs_ended}
         return {} if self._last is None else dict(self._last[1])
 
 
