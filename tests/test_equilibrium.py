@@ -386,6 +386,14 @@ def test_divergence_names_the_layer() -> None:
         neq.step()
 
 
+def test_a_layer_that_was_replaced_is_named() -> None:
+    model = network()
+    neq = NEq(model, sgd(model), batch()[0])
+    model[3] = copy.deepcopy(model[3])
+    with pytest.raises(ConfigError, match=r"layer '3' did not run on the probe: build a new NEq"):
+        neq.step()
+
+
 # --- the package
 # ----------------------------------------------------------------------------------------
 

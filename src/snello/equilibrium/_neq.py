@@ -187,6 +187,7 @@ class SelectiveUpdate:
         """Decide which neurons are frozen until the next call; call it once an epoch or more often.
 
         Raises:
+            ConfigError: if a watched layer has been replaced.
             DivergenceError: if the probe outputs of a layer are not finite.
         """
         if self._worth is not None and self._worth.given_up:
@@ -272,6 +273,11 @@ class SelectiveUpdate:
 
     def _similarities(self) -> dict[str, Tensor]:
         now = self._probe.outputs(self.freezer.layers)
+        if gone := self._layers.keys() - now.keys():
+            raise ConfigError(
+                f"layer {min(gone)!r} did not run on the probe: build a new {type(self).__name__} after replacing "
+                "layers, and exclude those that the model's forward leaves out at times"
+            )
         own = {name: similarity(outputs, self._reference[name]) for name, outputs in now.items()}
         phi = from_first_rank(own, self.device)
         for name, values in phi.items():  # after the broadcast, so that all ranks raise or none

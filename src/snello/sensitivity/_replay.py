@@ -60,7 +60,8 @@ class Replay:
 
         if self._inputs is None:
             raise ConfigError(
-                "SeReNe.observe: there was no forward pass of the model since the last observation"
+                "SeReNe.observe: there was no forward pass of the model since the last observation. If only its "
+                "last layers ran, behind a FeatureCache, leave out examples="
             )
         (args, kwargs), self._inputs = self._inputs, None
         self.running = True
