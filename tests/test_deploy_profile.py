@@ -52,7 +52,7 @@ class Mixed(nn.Module):
 def test_recorded_operations_are_those_that_torch_counts() -> None:
     model, x = Mixed().eval(), torch.randn(3, 3, 16, 16)
     found = operations_of(model, x)
-    with counted() as counter:
+    with counted(model) as counter:
         model(x)
     assert sum(o.macs for o in found) == counter.get_total_flops() / 2
     assert {o.kind for o in found} == {"conv", "linear", "matmul"}

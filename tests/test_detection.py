@@ -331,3 +331,7 @@ def test_decisions_are_repeated_and_values_are_not() -> None:
     assert not second.taken[0].read[0].equal(first.taken[0].read[0])
     with Decisions(first.taken):
         assert torch.argmax(torch.ones(5)) == 0, "of other sizes: its own"
+    with Decisions() as first:
+        torch.fft.rfft(x)
+    with Decisions(first.taken):
+        assert torch.fft.rfft(x + 1)[0].real == pytest.approx(4.5), "a complex value is no decision"

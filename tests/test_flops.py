@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from snello.flops import flop_counter, layer_macs, weight_uses
+from snello.flops import counted, flop_counter, layer_macs, weight_uses
 from snello.neurons import neuron_axis, outputs_first, rows, spread, spread_inputs
 from snello.pruning import nonzero_macs
 
@@ -66,6 +66,27 @@ def test_heads_that_share_keys_count_like_those_with_their_own() -> None:
             scaled_dot_product_attention(query, key, value, enable_gqa=True).sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+class Latents(nn.Module):
+    """A layer that is given a view of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(5, 6))
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.layer(self.queries.expand(len(x), -1, -1)).mT
+
+
+def test_views_of_parameters_are_inputs_like_others() -> None:
+    model, x = Latents().requires_grad_(), torch.rand(1, 3, 4)
+    model.layer.bias.requires_grad_(False)
+    with counted(model) as counter:
+        model(x)
+    assert counter.get_total_flops() == 2 * (5 * 6 * 4 + 3 * 4 * 5)
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False]
 
 
 def test_norms_count_two_per_entry() -> None:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from laws import assert_zero_where
 from snello.errors import ConfigError, DivergenceError, ModelError
 from snello.neurons import dead_neurons, rows, weighted_layers
-from snello.pruning import Cubic, LossBound, Plateau, Pruner, pin
+from snello.pruning import Cubic, LossBound, Plateau, Pruner, Ratio, pin
 
 # The pruner
 
@@ -410,16 +410,27 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         Pruner(model, sgd(model), cross_entropy, **options)
 
 
-def test_neurons_of_an_untraceable_model_are_refused() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc, self.out = nn.Linear(3, 2), nn.Linear(2, 2)
+class Branching(nn.Module):
+    """A layer and what follows it, on a path that depends on the values."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(self.fc(x) if x.sum() > 0 else self.fc(-x))
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.fc, self.norm, self.out = nn.Linear(3, 8), norm, nn.Linear(8, 2)
 
-    model = Branching()
-    with pytest.raises(ModelError, match="Branching"):
-        Pruner(model, sgd(model), cross_entropy, granularity="neuron")
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.fc(x)) if x.sum() > 0 else x.new_zeros(len(x), 8))
+
+
+def test_neurons_of_a_model_that_cannot_be_traced() -> None:
+    """Only the BatchNorm behind a layer is looked up in the graph."""
+    how = {"granularity": "neuron", "amount": Ratio(0.5)}
+    model = Branching(nn.BatchNorm1d(8))
+    with pytest.raises(ModelError, match=r"cannot trace Branching.* Give example_inputs="):
+        Pruner(model, sgd(model), cross_entropy, **how)
     Pruner(model, sgd(model), cross_entropy)  # single weights need no graph
+    pruner = Pruner(model, None, example_inputs=torch.ones(2, 3), **how)
+    pruner.prune()
+    assert list(pruner.masks) == ["fc.weight", "fc.bias", "norm.weight", "norm.bias"]
+    plain = Pruner(Branching(nn.LayerNorm(8)), None, **how)
+    plain.prune()
+    assert list(plain.masks) == ["fc.weight", "fc.bias"]

@@ -185,3 +185,32 @@ def test_widths_of_parts_that_are_written_into_the_forward_are_kept() -> None:
     assert free.get_submodule("0").weight.shape[0] == 8
     for lean in (kept, free):
         assert_same_outputs(model, lean, x, tolerance=1e-12)
+
+
+class Spectral(nn.Module):
+    """A complex weight for the lowest frequencies, and a spectrum as second output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift = nn.Conv1d(3, 12, 1)
+        self.weight = nn.Parameter(torch.randn(12, 12, 4, dtype=torch.complex64))
+        self.hidden = nn.Conv1d(12, 16, 1)
+        self.out = nn.Conv1d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.lift(x)
+        low = torch.einsum("bif,iof->bof", torch.fft.rfft(x)[..., :4], self.weight)
+        x = x + torch.fft.irfft(low, n=x.shape[-1])
+        x = self.out(self.hidden(x).relu())
+        return x, torch.fft.rfft(x)
+
+
+def test_complex_weights_and_outputs_are_verified_in_double_precision() -> None:
+    model, x = Spectral().eval(), torch.randn(2, 3, 16)
+    with torch.no_grad():
+        model.hidden.weight[::2] = 0
+    lean = simplify(model, x)
+    assert lean.get_submodule("hidden").weight.shape == (8, 12, 1)
+    assert lean.get_parameter("weight").dtype is torch.complex64
+    for found, expected in zip(lean(x), model(x), strict=True):
+        torch.testing.assert_close(found, expected)

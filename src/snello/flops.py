@@ -34,11 +34,20 @@ def flop_counter() -> FlopCounterMode:
 
 
 @contextmanager
-def counted() -> Iterator[FlopCounterMode]:
-    """Count the FLOPs of forwards that run inside, without gradients."""
-    # The counter does not know the fused attention of evaluation mode, and would count zero.
-    with unfused_layers(), torch.no_grad(), flop_counter() as counter:
-        yield counter
+def counted(model: nn.Module) -> Iterator[FlopCounterMode]:
+    """Count the FLOPs of forwards of a model that run inside, without gradients."""
+    # The counter hooks the gradients of what a module is given. Without gradients, that fails for a
+    # view of a parameter, such as learned queries that are expanded to the batch.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        # The counter does not know the fused attention of evaluation mode, and would count zero.
+        with unfused_layers(), torch.no_grad(), flop_counter() as counter:
+            yield counter
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def weight_uses(layer: nn.Module, x: Tensor, output: Tensor) -> int:

@@ -124,6 +124,18 @@ def copied(model: M) -> M:
     return copy.deepcopy(model, computed_memo(model))
 
 
+def doubled(model: M) -> M:
+    """A deep copy of a model in float64, its complex parameters and buffers in complex128."""
+    return copied(model)._apply(double)
+
+
+def double(tensor: Tensor) -> Tensor:
+    """A tensor in float64, or complex128 if it is complex; one of whole numbers as it is."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def computed_memo(model: nn.Module) -> dict[int, Any]:
     """Memo with which `copy.deepcopy` copies a model that holds computed tensors."""
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -65,21 +65,21 @@ def model_macs(model: nn.Module, example_inputs: Example) -> int:
         return macs_of(called, inputs, type(model).__name__)
 
 
-def macs_of(call: Callable[..., object], inputs: tuple[Tensor, ...], name: str) -> int:
-    """Multiply-accumulate operations of one sample, for any callable that uses torch operators.
+def macs_of(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> int:
+    """Multiply-accumulate operations of one sample.
 
     Args:
-        call: the callable.
+        model: the model, in the mode in which it runs.
         inputs: its inputs with the batch on dimension 0.
-        name: name of the callable, for messages.
+        name: its name, for messages.
 
     Raises:
-        ModelError: if the callable does not run on one sample.
+        ModelError: if it does not run on one sample.
     """
     sample = tuple(x[:1] for x in inputs)
     try:
-        with counted() as counter:
-            call(*sample)
+        with counted(model) as counter:
+            model(*sample)
     except Exception as error:  # the model's own code may raise any exception
         shapes = ", ".join(str(tuple(x.shape)) for x in sample)
         raise ModelError(f"{name} does not run on one sample of shape {shapes}: {error}") from error

@@ -23,7 +23,7 @@ class Decision:
     """An operation that computes integers or booleans from floating-point tensors.
 
     Attributes:
-        read: the floating-point tensors that it reads.
+        read: the floating-point and complex tensors that it reads.
         result: the tensors that it returns.
     """
 
@@ -37,7 +37,7 @@ class Decisions(TorchFunctionMode):
     Args:
         known: decisions to repeat, in order; None to only record. If an operation reads tensors of
             the same shapes as the known decision, its integer and boolean results are replaced by
-            the known ones; floating-point results are kept unless their shape differs.
+            the known ones; other results are kept unless their shape differs.
 
     Attributes:
         taken: the decisions of this run. Where an operation reads other shapes than the known
@@ -59,9 +59,9 @@ class Decisions(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         given = tensors_in(result)
-        if all(tensor.is_floating_point() for tensor in given):
+        if not any(map(_discrete, given)):
             return result
-        read = [tensor for tensor in tensors_in((args, kwargs or {})) if tensor.is_floating_point()]
+        read = [tensor for tensor in tensors_in((args, kwargs or {})) if not _discrete(tensor)]
         return self._decided(read, given, result) if read else result
 
     def _decided(self, read: list[Tensor], given: list[Tensor], result: Any) -> Any:
@@ -78,6 +78,10 @@ class Decisions(TorchFunctionMode):
         return self.known[number] if self.known and number < len(self.known) else None
 
 
+def _discrete(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
 def _alike(known: Sequence[Tensor], read: Sequence[Tensor]) -> bool:
     return [tensor.shape for tensor in known] == [tensor.shape for tensor in read]
 
@@ -92,6 +96,6 @@ def _repeated(result: Any, known: Decision) -> Any:
         before = next(decided, leaf)
         # The values of sort and topk are those of this run, unless the known decision has another
         # number of them: later operations expect as many values as indices.
-        if not leaf.is_floating_point() or leaf.shape != before.shape:
+        if _discrete(leaf) or leaf.shape != before.shape:
             leaves[place] = before.clone()
     return pytree.tree_unflatten(leaves, structure)

@@ -48,11 +48,11 @@ def units_for(
     Raises:
         ConfigError: for a model without a layer to prune, for channels without example inputs, and
             for widths of anything else to round.
-        ModelError: for a model that cannot be traced, or that does not run on the inputs.
+        ModelError: as `ChannelUnits.of` and `Units.of`.
     """
     check_round_to(round_to)
     if granularity == "channel":
         return ChannelUnits.of(model, example, exclude, round_to)
     if round_to != 1:
         raise ConfigError(f"round_to={round_to} rounds widths, for granularity='channel' alone")
-    return Units.of(model, prunable(model, exclude), granularity)
+    return Units.of(model, prunable(model, exclude), granularity, example)

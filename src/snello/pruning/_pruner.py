@@ -92,7 +92,8 @@ class Pruner:
         quality: a bound on a metric such as the accuracy: pruning is postponed while the metric is
             at chance, and ends when it has fallen too far; see
             [`QualityBound`][snello.pruning.QualityBound].
-        example_inputs: inputs on which the model runs; only used for the granularity "channel".
+        example_inputs: inputs on which the model runs, for the granularity "channel"; and for
+            "neuron" if the model has BatchNorm and torch.fx cannot trace it.
         round_to: number of which every width that is pruned stays a multiple, for hardware that is
             faster at 8 or 16; only for the granularity "channel".
         on_plan: called with the plan before every pruning step; `print` shows it.
@@ -109,7 +110,8 @@ class Pruner:
             versions (with the new spelling); for an optimizer of another model, and optimizers
             that leave out a prunable parameter; for a model whose parameters are sharded, or
             without a layer to prune.
-        ModelError: if neurons are to be pruned in a model that torch.fx cannot trace.
+        ModelError: for a model that does not run on the example inputs; and if neurons are to be
+            pruned, without example inputs, in a model with BatchNorm that torch.fx cannot trace.
     """
 
     def __init__(

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ConfigError
-from snello.graph import capture
+from snello.errors import ConfigError, ModelError
+from snello.graph import Example, capture
 from snello.neurons import (
     Masks,
     computed,
     dead_neurons,
+    is_batchnorm,
     neuron_count,
     plain_layers,
     qualified,
@@ -42,14 +43,20 @@ class Units:
     left_alone: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(model: nn.Module, layers: dict[str, nn.Module], granularity: Granularity) -> Units:
+    def of(
+        model: nn.Module,
+        layers: dict[str, nn.Module],
+        granularity: Granularity,
+        example: Example | None = None,
+    ) -> Units:
         """The units of some layers; layers whose weights are computed are left alone.
 
         Raises:
-            ModelError: for neurons of a model that torch.fx cannot trace.
+            ModelError: for neurons of a model with BatchNorm that does not run on the example, or,
+                without one, that torch.fx cannot trace.
         """
         plain, left = plain_layers(layers)
-        norms = _norms_after(model, plain) if granularity == "neuron" and plain else {}
+        norms = _norms_after(model, plain, example) if granularity == "neuron" else {}
         for name, norm in norms.items():
             if reason := computed(model.get_submodule(norm)):
                 left[name] = f"its norm {norm!r}: {reason}"
@@ -152,13 +159,23 @@ class Units:
         return masks
 
 
-def _norms_after(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, str]:
+def _norms_after(
+    model: nn.Module, layers: dict[str, nn.Module], example: Example | None
+) -> dict[str, str]:
     """Layer name -> the affine BatchNorm that is its only reader."""
-    graph = capture(model)
-    found = {name: norm for name in layers if (norm := graph.norm_after(name)) is not None}
-    return {
-        name: norm for name, norm in found.items() if model.get_submodule(norm).weight is not None
-    }
+    affine = {n for n, m in model.named_modules() if is_batchnorm(m) and m.weight is not None}
+    if not affine or not layers:
+        return {}
+    try:
+        graph = capture(model, example)
+    except ModelError as error:
+        if example is not None:
+            raise
+        raise ModelError(
+            f"{error} Give example_inputs=, on which the BatchNorm behind each layer is found."
+        ) from error
+    found = {name: graph.norm_after(name) for name in layers}
+    return {name: norm for name, norm in found.items() if norm in affine}
 
 
 def _weight(module: nn.Module) -> Tensor:

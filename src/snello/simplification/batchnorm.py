@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from snello.errors import ModelError
 from snello.graph import Example, Graph, Inputs, at_place, capture, evaluation, shape_of
 from snello.neurons import TRANSPOSED, is_batchnorm
-from snello.wrappers import check_module, copied, unwrapped
+from snello.wrappers import check_module, copied, doubled, unwrapped
 
 from .ops.layers import pads_with_zeros
 from .ops.norms import affine_of, is_plain_batchnorm
@@ -89,7 +89,7 @@ def fold_batchnorm(model: nn.Module, example_inputs: Example) -> nn.Module:
     folded = copied(model)
     folds = _fold_all(folded, inputs)
     # Folded weights are rounded to the model's dtype; exactness is checked on a copy in float64.
-    reference = copied(model).double().eval()
+    reference = doubled(model).eval()
     twin = copied(reference)
     _fold_all(twin, inputs)
     compare(

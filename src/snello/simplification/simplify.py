@@ -17,7 +17,7 @@ from snello.graph import Example, Graph, Inputs, at_place, capture, shape_of
 from snello.graph.coupled import Coupling
 from snello.neurons import check_finite
 from snello.optimizers import Optimizers, optimizers_of
-from snello.wrappers import copied, unwrapped
+from snello.wrappers import double, doubled, unwrapped
 
 from . import runtime as runtime  # registers the rules of modules inside lean networks
 from .agreement import Agreement, agreement
@@ -99,7 +99,7 @@ def simplify(
     optimizers = optimizers_of(optimizer, "simplify")
     # Folded constants are rounded to the model's dtype; exactness is checked on a copy in float64.
     # A copy even if the model is in float64: some models store values for the size of an input.
-    reference = sharing_parameters(source) if _is_double(source) else copied(source).double()
+    reference = sharing_parameters(source) if _is_double(source) else doubled(source)
     candidates = _candidates(source, inputs, cost_model(prefer), round_to, keep_class)
     chosen = next((c for c in candidates if holds(c, reference, inputs)), None)
     if chosen is None:
@@ -423,5 +423,4 @@ def _left_as_it_is(plan: SimplificationPlan, reason: str) -> SimplificationPlan:
 
 
 def _is_double(model: nn.Module) -> bool:
-    tensors = (*model.parameters(), *model.buffers())
-    return all(x.dtype is torch.float64 for x in tensors if x.is_floating_point())
+    return all(double(x) is x for x in (*model.parameters(), *model.buffers()))

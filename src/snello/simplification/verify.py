@@ -21,6 +21,7 @@ from snello.graph import (
     parts_of,
     tensors_of,
 )  # fmt: skip
+from snello.wrappers import double
 
 from .ir.channels import Layout
 from .sizes import more_examples, smaller
@@ -138,7 +139,7 @@ def _batches(reference: nn.Module, inputs: Inputs, run: _Run) -> Iterator[tuple[
 
     These are the example inputs and, if the model accepts it, a batch of another size.
     """
-    first = inputs.map(_double)
+    first = inputs.map(lambda x: double(x.detach()))
     yield first, run(reference, first, None)
     for resize in (True, False):
         other = first.map(lambda x, resize=resize: _resized(x, resize))  # type: ignore[misc]
@@ -161,10 +162,6 @@ def _rounding(reference: nn.Module, batch: Inputs, expected: _Result, run: _Run)
 def outputs(model: nn.Module, batch: Inputs) -> object:
     """Run a model on copies of the inputs, which it may overwrite."""
     return batch.map(torch.clone).call(model)
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.detach().double() if x.is_floating_point() else x.detach()
 
 
 def _resized(x: Tensor, resize: bool) -> Tensor:
@@ -212,6 +209,8 @@ def difference(expected: Tensor, found: Tensor) -> float:
         return float("inf")
     if not expected.numel():
         return 0.0
+    if expected.is_complex():
+        expected, found = torch.view_as_real(expected), torch.view_as_real(found)
     if not expected.is_floating_point():
         return float((expected != found).any())
     infinite = expected.isinf()  # a mask in front of a softmax

@@ -160,7 +160,7 @@ class _Run:
 
     def rows(self, times: list[dict[str, float]]) -> tuple[LayerProfile, ...]:
         one = self.inputs.map(_first)
-        with evaluation(self.model), counted() as counter:
+        with evaluation(self.model), counted(self.model) as counter:
             one.call(self.model)
         flops = {name: sum(c.values()) // 2 for name, c in counter.get_flop_counts().items()}
         prefix, layers = type(self.model).__name__, list(times[-1])[:-1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snello.errors import ConfigError, ModelError
 from snello.graph.inputs import Inputs
 from snello.graph.twins import outputs_of, same_numbers, tensors_of
-from snello.wrappers import check_values, copied
+from snello.wrappers import check_values, copied, double, doubled
 
 from .cut import check_runs, cut
 from .dimensions import Coupling, Dimension
@@ -98,7 +98,7 @@ def _some(dimension: Dimension) -> list[int]:
 def _differ(expected: Tensor, found: Tensor, limit: float) -> bool:
     if expected.shape != found.shape:
         return True
-    if not expected.is_floating_point():
+    if not (expected.is_floating_point() or expected.is_complex()):
         return bool((expected != found).any())
     return not torch.allclose(expected, found, rtol=0, atol=limit, equal_nan=True)
 
@@ -133,14 +133,13 @@ def _in_float64(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """A copy with random weights, in float64 where it runs there, with the inputs for it."""
     # A layer initialised to zero, or to a tiny scale, would hide errors in the layers before it.
     random = randomised(copied(model).eval())
-    wide = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
-    double = copied(random).double()
+    wide, double_model = inputs.map(double), doubled(random)
     try:
         with torch.no_grad(), same_numbers():
-            wide.map(torch.clone).call(double)
+            wide.map(torch.clone).call(double_model)
     except Exception:  # code that asks for float32 by name
         return random, inputs
-    return double, wide
+    return double_model, wide
 
 
 def randomised(model: nn.Module) -> nn.Module:

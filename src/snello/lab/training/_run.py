@@ -159,7 +159,7 @@ class Run:
             "schedule": Plateau(config.pwe),
             "normalise": config.normalise,
             "quality": self._quality_bound(config),
-            "example_inputs": self._example if config.granularity == "channel" else None,
+            "example_inputs": self._example if config.granularity != "weight" else None,
         }
 
     def _quality_bound(self, config: PruningConfig) -> QualityBound | None:

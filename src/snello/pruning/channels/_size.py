@@ -99,7 +99,7 @@ def measured_size(model: nn.Module, example: Example) -> Size:
     """
     inputs = Inputs.of(example)
     try:
-        with evaluation(model), counted() as counter:
+        with evaluation(model), counted(model) as counter:
             inputs.map(torch.clone).call(model)
     except Exception as error:  # the model's own code may raise anything
         raise ModelError(f"{type(model).__name__} does not run: {error}") from error
