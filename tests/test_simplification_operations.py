@@ -310,6 +310,18 @@ def test_dead_channels_go_through_a_functional_depthwise_convolution(
     assert (lean.first.weight.shape[0], lean.last.weight.shape[1]) == (5, 5)
 
 
+@pytest.mark.parametrize("keep_class", [False, True])
+def test_a_functional_depthwise_convolution_of_which_nothing_goes(keep_class: bool) -> None:
+    blurred = Blurred("attribute", buffer=False, padding=1)
+    model = nn.Sequential(blurred, nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1)).double().eval()
+    dead(model[1], neurons=[2])
+    x = torch.randn(2, 3, 10, 10, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x, keep_class=keep_class)
+    assert_same_outputs(model, lean, x, tolerance=1e-12)
+    widths = [len(lean.get_parameter(name)) for name in ("0.weight", "1.weight")]
+    assert widths == [8, 5]
+
+
 class Channelwise(nn.Module):
     """Efficient channel attention: a convolution along the channels."""
 

@@ -61,13 +61,12 @@ class Depthwise(Functional):
 
     def lower(self, placement: Placement) -> Lowered:
         lowered, kept = super().lower(placement), tuple(placement.produced.order.tolist())
-        if placement.produced.is_natural:
-            return lowered
         groups = SetNumber(self.node.name, len(size_arguments(self.node)) - 1, len(kept))
+        own = () if placement.produced.is_natural else (Edit(groups),)
         return replace(
             lowered,
             parameters=dict.fromkeys(self.parameters, (Slice(0, kept),)),
-            edits=(*lowered.edits, Edit(groups)),
+            edits=(*lowered.edits, *own),
         )
 
 
