@@ -304,6 +304,36 @@ def test_an_operation_without_a_rule_pins_what_it_reads() -> None:
     assert "test_coupling.py" in str(groups["first"].pinned)
 
 
+class Chosen(nn.Module):
+    """Values chosen among the positions of every channel, or among the channels."""
+
+    def __init__(self, choose: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.choose = nn.Conv1d(3, 8, 1), nn.Linear(8, 2), choose
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.choose(self.first(x)).mean(2))
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda x: x.topk(1)[0],
+        lambda x: x.topk(2)[0],
+        lambda x: x.topk(2, 2, False)[0],
+        lambda x: x.kthvalue(1, keepdim=True)[0],
+        lambda x: x.sort()[0][..., :2],
+        lambda x: x.sort(descending=True, stable=True)[0][..., :2],
+        lambda x: x.mode()[0][..., None],
+    ],
+)
+def test_the_last_axis_is_the_default_of_a_choice(choose: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(2, 3, 5)
+    assert "first" in {group.name for group in coupling(Chosen(choose), x).free}
+    turned = Chosen(lambda y: choose(y.mT).mT[:, [0] * 8])
+    assert "a choice among channels" in str(coupling(turned, x)["first"].pinned)
+
+
 def test_outputs_are_pinned_and_wrong_cuts_refused() -> None:
     model = ZOO["residual"].build()
     groups = coupling(model, torch.randn(2, 2, 9, 8))

@@ -88,8 +88,18 @@ def softmax(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
     return others_kept(run, args[0], [args[1]], "softmax or a cumulative sum")
 
 
-@rule("sort", "topk", "max", "min", "argmax", "argmin", "kthvalue", "median", "mode", "argsort", "amax", "amin",
-      "any", "all", "logsumexp", "prod", "cummax", "cummin")  # fmt: skip
+@rule("topk", "kthvalue")
+def choice(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
+    return last_ordering(run, (args[0], *args[2:]), kwargs, out)  # without the number of values
+
+
+@rule("sort", "argsort", "mode")
+def last_ordering(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
+    return ordering(run, args, kwargs if len(args) > 1 else {"dim": -1, **kwargs}, out)
+
+
+@rule("max", "min", "argmax", "argmin", "median", "amax", "amin", "any", "all", "logsumexp", "prod",
+      "cummax", "cummin")  # fmt: skip
 def ordering(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
     outs, x = tensors_in(out), args[0]
     named = [value for value in args[1:3] if type(value) is int or isinstance(value, (list, tuple))]
