@@ -184,12 +184,18 @@ class Gated(nn.Module):
         return self.down(F.silu(gate) * value)
 
 
+class Glu(Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.glu(self.up(x)))
+
+
 @pytest.mark.parametrize(
     ("build", "shape", "widths"),
     [
         (Split, (2, 3, 5, 5), [4, 4]),  # index i of both halves together
         (Shuffle, (2, 3, 5, 5), [6, 4]),  # four rows of the convolution for one channel
         (Gated, (2, 5), [8]),  # the gate with its value
+        (Glu, (2, 5), [8]),
     ],
 )
 def test_parts_of_an_axis(

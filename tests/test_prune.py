@@ -16,7 +16,7 @@ from seams.search import name_of
 from snello import Record, load, plan_of, save
 from snello.errors import ConfigError, DataError, ModelError
 from snello.graph.coupled import coupling
-from snello.pruning import LayerLimits, taylor
+from snello.pruning import LayerLimits, OneShot, Pruner, Ratio, taylor
 from snello.pruning.channels import (
     Keep,
     activation,
@@ -625,3 +625,54 @@ def test_excluded_modules_keep_their_widths() -> None:
         if isinstance(module, nn.Conv2d):
             assert lean.layer1.get_submodule(name).weight.shape == module.weight.shape
     assert copy.deepcopy(plan.widths) == plan.widths
+
+
+class Packed(nn.Module):
+    """Attention whose keys and values, of other widths, lie beside one another in each head."""
+
+    def __init__(self, keys: int = 4, values: int = 12) -> None:
+        super().__init__()
+        self.key_dim, self.value_dim = keys, values
+        self.queries, self.packed = nn.Linear(8, 2 * keys), nn.Linear(8, 2 * (keys + values))
+        self.out = nn.Linear(2 * values, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.queries(x).unflatten(-1, (2, -1)).transpose(1, 2)
+        packed = self.packed(x).unflatten(-1, (2, -1)).transpose(1, 2)
+        k, v = packed.split([self.key_dim, self.value_dim], -1)
+        y = (q @ k.mT).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).flatten(2)).mean(1)
+
+
+@pytest.mark.parametrize("chosen_by", ["scores", "measured", "masks"])
+def test_no_parameter_loses_all_its_slices(chosen_by: str) -> None:
+    model, x = Packed().eval(), torch.randn(4, 6, 8)
+    with torch.no_grad():
+        model.queries.weight.mul_(1e-3)  # keys are worth least
+        model.packed.weight.unflatten(0, (2, -1))[:, :4] *= 1e-3
+    if chosen_by == "masks":
+        how = {"granularity": "channel", "amount": Ratio(0.5), "schedule": OneShot()}
+        Pruner(model, None, example_inputs=x, **how).prune()
+        assert model.queries.weight.any()
+    else:
+        measured = chosen_by == "measured"
+        lean = prune(model, x, Keep(macs=0.6), calibration=[x], measured=measured).model
+        assert 0 < lean.key_dim == lean.queries.out_features // 2
+
+
+class PackedInProportion(Packed):
+    """The width of the values is computed from that of the keys."""
+
+    @property
+    def value_dim(self) -> int:
+        return 3 * self.key_dim
+
+    @value_dim.setter
+    def value_dim(self, width: int) -> None:
+        assert width == 12
+
+
+def test_a_width_that_is_computed_from_another_pins_both() -> None:
+    groups = coupling(PackedInProportion(), torch.randn(4, 6, 8))
+    (pinned,) = (d.pinned for d in groups.dimensions if d.kind == "head_dim")
+    assert "A size there does not follow the widths" in pinned

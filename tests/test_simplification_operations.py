@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laws import assert_same_outputs, generator, randomise
+from snello.deploy import footprint
 from snello.simplification import plan_of, simplify
 
 
@@ -320,6 +321,46 @@ def test_a_functional_depthwise_convolution_of_which_nothing_goes(keep_class: bo
     assert_same_outputs(model, lean, x, tolerance=1e-12)
     widths = [len(lean.get_parameter(name)) for name in ("0.weight", "1.weight")]
     assert widths == [8, 5]
+
+
+class Square(nn.Conv2d):
+    """A layer that a subclass only builds in another way."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+
+class Lifted(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias) + 1
+
+
+class Filters(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, groups=self.groups)
+
+
+@pytest.mark.parametrize("keep_class", [False, True])
+def test_layers_of_subclasses_know_their_lean_widths(keep_class: bool) -> None:
+    model = nn.Sequential(
+        Square(3, 8), nn.ReLU(), Filters(8, 8, 3, groups=8), Filters(8, 6, 1), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), Lifted(6, 7), nn.Linear(7, 2),
+    ).double().eval()  # fmt: skip
+    for layer, neurons in ((model[0], [1, 4]), (model[3], [2]), (model[6], [0, 3, 5])):
+        dead(layer, neurons=neurons)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=generator(2))
+    lean = simplify(model, x, keep_class=keep_class)
+    assert_same_outputs(model, lean, x, tolerance=1e-12)
+    first, filters, mix, lifted = (lean.get_submodule(name) for name in "0236")
+    assert (first.out_channels, len(first.weight)) == (6, 6)
+    assert (filters.in_channels, filters.out_channels, filters.groups) == (6, 6, 6)
+    assert (mix.in_channels, mix.out_channels, lifted.in_features, lifted.out_features) == (
+        6,
+        5,
+        5,
+        4,
+    )
+    assert footprint(lean, x).dead_neurons == 0
 
 
 class Channelwise(nn.Module):

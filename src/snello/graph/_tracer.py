@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from snello.neurons import is_batchnorm
+from snello.neurons import is_batchnorm, is_weighted
 
 from ._signature import keep_signature
 from .places import note_caller
@@ -36,6 +36,14 @@ _CONTAINERS = (
 )  # fmt: skip
 """Modules of torch that are made of layers, as models are. torch.fx cannot trace them, but a run of them
 can be recorded; a capture without example inputs keeps them as one node."""
+
+
+def _runs_as_torchs(module: nn.Module) -> bool:
+    """True for a layer of a subclass that only builds it in another way: torch's own forward runs."""
+    methods = [getattr(module, name, None) for name in ("forward", "_conv_forward")]
+    return is_weighted(module) and all(
+        str(getattr(method, "__module__", "torch.nn")).startswith("torch.nn") for method in methods
+    )
 
 
 class Tracer(fx.Tracer):
@@ -69,7 +77,7 @@ class Tracer(fx.Tracer):
         leaf = bool(getattr(m, "snello_leaf", False)) or bool(_LEAVES.find_module(m))
         # A user's subclass of BatchNorm mostly calls F.batch_norm(..., self.training): traced into,
         # the mode at capture would be a constant of the graph.
-        leaf = leaf or is_batchnorm(m)
+        leaf = leaf or is_batchnorm(m) or _runs_as_torchs(m)
         return leaf or super().is_leaf_module(m, module_qualified_name)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:

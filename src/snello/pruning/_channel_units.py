@@ -117,7 +117,10 @@ class ChannelUnits:
         scaled = {n: in_blocks(s, self.round_to) for n, s in comparable(live, normalise).items()}
         if limits is None:
             return scaled
-        return {name: protected(s, self.least(name, limits)) for name, s in scaled.items()}
+        return {
+            name: protected(self.layers[name].protected(s), self.least(name, limits))
+            for name, s in scaled.items()
+        }
 
     def least(self, name: str, limits: LayerLimits) -> int:
         """Number of channels of a dimension that must stay."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -93,6 +94,19 @@ class Dimension:
     def parameters(self) -> tuple[Member, ...]:
         """The members that are parameters or buffers."""
         return tuple(member for member in self.members if member.role != "size")
+
+    def protected(self, scores: Tensor) -> Tensor:
+        """Scores of the indices, with infinity for those that must stay.
+
+        Where a parameter has slices of some indices only, such as queries if keys and values are
+        one dimension, the best of these indices stays: an empty parameter computes nothing.
+        """
+        found = scores.clone()
+        for member in self.parameters:
+            own = [index for index, slices in enumerate(member.indices) if slices]
+            if 0 < len(own) < self.width:
+                found[own[int(scores[own].argmax())]] = math.inf
+        return found
 
     @property
     def writers(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -89,10 +90,18 @@ class Trial:
 
 
 def _some(dimension: Dimension) -> list[int]:
-    """About a quarter of the indices, never all."""
-    count = min(max(1, dimension.width // 4), dimension.width - 1)
-    order = torch.randperm(dimension.width, generator=torch.Generator().manual_seed(0))
-    return sorted(order[:count].tolist())
+    """About a quarter of the indices, never all; another share of those with other slices.
+
+    Equal shares would hide that one width is computed from another, as in `4 * self.key_dim`.
+    """
+    order = torch.randperm(dimension.width, generator=torch.Generator().manual_seed(0)).tolist()
+    alike: dict[tuple[bool, ...], list[int]] = {}
+    for index in order:
+        slices = tuple(bool(member.indices[index]) for member in dimension.parameters)
+        alike.setdefault(slices, []).append(index)
+    counts = [max(1, len(own) // 4) + number for number, own in enumerate(alike.values())]
+    some = [own[: min(n, len(own) - 1)] for n, own in zip(counts, alike.values(), strict=True)]
+    return sorted(itertools.chain(*some)) or order[:1]
 
 
 def _differ(expected: Tensor, found: Tensor, limit: float) -> bool:

@@ -22,6 +22,7 @@ slimming", ICCV 2017 (BatchNorm scale).
 from ._plan import ChannelPlan as ChannelPlan
 from ._plan import Keep as Keep
 from ._plan import checked_scores as checked_scores
+from ._plan import least_width as least_width
 from ._plan import plan_channels as plan_channels
 from ._size import Size as Size
 from ._size import SizeModel as SizeModel

@@ -190,6 +190,7 @@ def plan_channels(
         scores = {n: score / _saving(keep, dense, size({n: (0,)})) for n, score in scores.items()}
     else:
         scores = comparable(scores, normalise_of(normalise, measure))
+    scores = {name: found[name].protected(score) for name, score in scores.items()}
     choice = _Choice(scores, own, round_to, widths or {})
 
     def holds(count: int) -> bool:
@@ -263,11 +264,22 @@ def _saving(keep: Keep, dense: Size, smaller: Size) -> float:
     return max(sum(bounded), 1e-12) if bounded else 1.0
 
 
+def least_width(limits: LayerLimits, name: str, score: Tensor, widths: Mapping[str, int]) -> int:
+    """Number of channels of a dimension that stay: of those with infinite scores, all.
+
+    Args:
+        limits, widths: as in `plan_channels`.
+        name, score: the dimension, and the scores of its channels.
+    """
+    least = limits.least(name, widths.get(name, len(score)), "neuron")
+    return max(least, int(score.isinf().sum()))
+
+
 class _Choice:
     """The channels of all dimensions in the order of their removal, within the limits.
 
     Args:
-        scores: dimension -> positive scores.
+        scores: dimension -> positive scores; infinite for channels that stay.
         limits: lower limits on the widths.
         round_to: number of which widths are multiples.
         widths: dimension -> width that the limits refer to, if it is not the number of scores.
@@ -283,8 +295,7 @@ class _Choice:
         self._order = {n: s.argsort(stable=True).tolist() for n, s in scores.items()}
         self._round_to = round_to
         self._may_go = {
-            name: len(score)
-            - self._up(limits.least(name, widths.get(name, len(score)), "neuron"), len(score))
+            name: len(score) - self._up(least_width(limits, name, score, widths), len(score))
             for name, score in scores.items()
         }
         ranked = [

@@ -22,6 +22,7 @@ from snello.pruning.channels import (
     Size,
     SizeModel,
     checked_scores,
+    least_width,
 )
 from snello.search.output_distance import OutputDistance
 
@@ -97,7 +98,8 @@ def choose_measured(
         )
     moves: list[_Narrower | _Without] = [_Without(branch) for branch in known]
     for name, score in scores.items():
-        least = max(own.least(name, widths.get(name, len(score)), "neuron"), round_to)
+        score = found[name].protected(score)
+        least = max(least_width(own, name, score, widths), round_to)
         part = round_to if round_to > 1 else max(1, len(score) // PARTS)
         moves.append(_Narrower(name, tuple(score.argsort(stable=True).tolist()), part, least))
     sizes = _Sizes(model, found, example, keep, known, widths)

@@ -120,6 +120,20 @@ def _narrow_parameter(root: nn.Module, name: str, part: Slice) -> None:
         setattr(module, attribute, kept)
     if isinstance(module, nn.Embedding):
         module.embedding_dim = len(part.kept)
+    elif attribute == "weight":
+        _follow_weight(module, kept)
+
+
+def _follow_weight(module: nn.Module, weight: Tensor) -> None:
+    """Set the widths of a layer whose own forward passes its weight to a function."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
+        if module.groups == 1:
+            module.in_channels = weight.shape[1]
+        elif module.groups == module.in_channels == module.out_channels:
+            module.groups = module.in_channels = len(weight)
+        module.out_channels = len(weight)
 
 
 def _tie(root: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

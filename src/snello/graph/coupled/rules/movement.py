@@ -133,6 +133,17 @@ def split(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
     return result
 
 
+@rule("glu")
+def glu(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
+    """The first half along an axis, times the sigmoid of the second."""
+    shadow = run.of(args[0])
+    dim = argument(args, kwargs, 1, "dim", -1) % out.dim()
+    axis, width, why = shadow.axes[dim], out.shape[dim], run.reason("a gate")
+    run.labels.balance(axis, 2, why)
+    half = axis and run.labels.unify(axis[:width], axis[width:], why)
+    return Shadow((*shadow.axes[:dim], half, *shadow.axes[dim + 1 :]), shadow.weight)
+
+
 @rule("cat", "concatenate")
 def cat(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
     parts = [x for x in args[0] if x.dim() == out.dim()]
