@@ -152,6 +152,29 @@ def test_heads_and_head_dimensions_are_dimensions_of_their_own(sdpa: bool) -> No
     assert qkv.indices[1] == tuple(24 * part + 6 + d for part in range(3) for d in range(6))
 
 
+class WidthOfKeys(nn.Module):
+    """Attention that takes the width of its heads from the keys, as that of diffusers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(5, 24) for _ in range(3))
+        self.heads, self.out = 3, nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        shape = (len(x), -1, self.heads, k.shape[-1] // self.heads)
+        q, k, v = (y.view(shape).transpose(1, 2) for y in (q, k, v))
+        return self.out((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).flatten(2)).mean(1)
+
+
+def test_two_dimensions_of_one_width_are_not_cut_apart() -> None:
+    """A trial that takes as many indices of both would not tell."""
+    model, x = WidthOfKeys(), torch.randn(2, 7, 5)
+    groups = coupling(model, x)
+    assert [d.kind for d in groups.free] == ["heads"]
+    assert [d.kind for d in groups.dimensions if d.pinned and d.width == 8] == ["head_dim"] * 2
+
+
 class Split(nn.Module):
     """Half of the channels go a way of their own."""
 

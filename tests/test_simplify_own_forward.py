@@ -214,3 +214,38 @@ def test_complex_weights_and_outputs_are_verified_in_double_precision() -> None:
     assert lean.get_parameter("weight").dtype is torch.complex64
     for found, expected in zip(lean(x), model(x), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@torch.fx.wrap
+def add_to(x: Tensor, other: Tensor) -> None:
+    """Write in place where the graph does not show it."""
+    x.add_(other)
+
+
+class Hidden(nn.Module):
+    """A sum in place, through a view or in a function that torch.fx does not trace."""
+
+    def __init__(self, through: str) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+        self.through = through
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.first(x), self.second(x)
+        if self.through == "function":
+            add_to(y, z)
+        else:
+            y[:, 1:].add_(z[:, 1:])
+        return self.last(y.relu())
+
+
+@pytest.mark.parametrize("through", ["view", "function"])
+def test_hidden_writes_keep_the_class(through: str) -> None:
+    model = Hidden(through).double().eval()
+    with torch.no_grad():
+        for layer in (model.first, model.second):
+            layer.weight[3:5] = layer.bias[3:5] = 0
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    lean = simplify(model, x)
+    assert (type(lean), lean.last.in_features) == (Hidden, 6)
+    assert_same_outputs(model, lean, x, tolerance=1e-12)

@@ -17,6 +17,7 @@ from snello.wrappers import unwrapped
 from ._signature import bind, left_out, selecting
 from ._tracer import Tracer
 from .graph import Graph
+from .in_place import follow_in_place_operations
 from .inputs import Example, Inputs
 from .merged import merged
 from .modes import containers_restored
@@ -81,13 +82,13 @@ def _captured(
 ) -> Graph:
     if inputs is None:
         module, kept = _traced(model, None, constants, whole)
-        _follow_in_place_operations(module)
+        follow_in_place_operations(module)
         return _graph(module, kept)
     arguments = _bound(model, inputs)
     expected = _outputs(model, inputs)
     try:
         module, kept = _traced(model, arguments, constants, whole)
-        _follow_in_place_operations(module)
+        follow_in_place_operations(module)
         found = propagate_shapes(module, arguments)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
         return _recorded(model, inputs, error)
@@ -258,32 +259,3 @@ def _calls(module: fx.GraphModule) -> dict[str, list[fx.Node]]:
             target = names.get(id(module.get_submodule(node.target)), node.target)
             calls.setdefault(target, []).append(node)
     return calls
-
-
-def _follow_in_place_operations(module: fx.GraphModule) -> None:
-    """Redirect later uses of a tensor to the in-place operation that overwrote it.
-
-    The values are the same; the edges now show where they come from.
-    """
-    order = {node: i for i, node in enumerate(module.graph.nodes)}
-    for node in module.graph.nodes:
-        written = node.args[0] if node.args else None
-        if isinstance(written, fx.Node) and _overwrites(module, node):
-            for user in [user for user in written.users if order[user] > order[node]]:
-                user.replace_input_with(written, node)
-
-
-def _overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
-    """True if an operation overwrites its first argument."""
-    if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    if node.op == "call_method":
-        return _ends_in_underscore(str(node.target))
-    name = getattr(node.target, "__name__", "")
-    in_place = name in ("iadd", "isub", "imul", "itruediv") or _ends_in_underscore(name)
-    return node.op == "call_function" and (in_place or bool(node.kwargs.get("inplace")))
-
-
-def _ends_in_underscore(name: str) -> bool:
-    """True of PyTorch's names of in-place operations; False of special methods."""
-    return name.endswith("_") and not name.endswith("__")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from .in_place import check_not_hidden
 from .modes import evaluation
 from .twins import same_numbers, tensors_of
 
@@ -19,6 +20,9 @@ def propagate_shapes(module: fx.GraphModule, arguments: Mapping[str, Any]) -> li
     Args:
         module: the graph module; afterwards each layer is in its own mode, training or not, again.
         arguments: placeholder -> its value. Placeholders that are left out have their default.
+
+    Raises:
+        ModelError: for an operation in place that the graph does not show.
 
     Returns:
         The tensors among the outputs, with the same random numbers as in `outputs_of` the
@@ -46,7 +50,12 @@ class ByName(fx.Interpreter):
 
 class _Shapes(ByName):
     def run_node(self, n: fx.Node) -> object:
+        later = self.env.keys() - self.user_to_last_uses.get(n, [])
+        read = {k: v for k in later if isinstance(v := self.env[k], Tensor)}
+        versions = {k: v._version for k, v in read.items()}
         result = super().run_node(n)
+        changed = {k: v for k, v in read.items() if v._version != versions[k]}
+        check_not_hidden(self.module, n, result, changed)
         n.meta["snello_shape"] = tuple(result.shape) if isinstance(result, Tensor) else None
         return result
 

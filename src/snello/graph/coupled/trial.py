@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -56,6 +57,11 @@ class Trial:
         self.limit = ROUNDING * _rounding(self.model, self.inputs)
         self.units = Units(run)
         self.coupling = Coupling(tuple(d for d, _ in families(self.units)))
+        seen: Counter[int] = Counter()
+        self.turns: dict[str, int] = {}
+        for d in self.coupling.free:
+            self.turns[d.name] = seen[d.width] % 3
+            seen[d.width] += 1
 
     def blocked(self, names: Sequence[str]) -> dict[str, str]:
         """Dimension -> why it cannot be cut."""
@@ -76,7 +82,7 @@ class Trial:
 
     def fails(self, names: Sequence[str]) -> str | None:
         """Cut these dimensions together; return why the result is wrong, or None if it is exact."""
-        removed = {name: _some(self.coupling[name]) for name in names}
+        removed = {name: _some(self.coupling[name], self.turns[name]) for name in names}
         try:
             lean = cut(self.model, self.coupling, removed)
             with same_numbers():
@@ -89,17 +95,22 @@ class Trial:
         return None
 
 
-def _some(dimension: Dimension) -> list[int]:
-    """About a quarter of the indices, never all; another share of those with other slices.
+def _some(dimension: Dimension, more: int) -> list[int]:
+    """About a quarter of the indices, never all; another number of those with other slices.
 
-    Equal shares would hide that one width is computed from another, as in `4 * self.key_dim`.
+    Equal shares would hide that one width is computed from another, as in `4 * self.key_dim`, and
+    equal numbers that two dimensions must have the same width.
+
+    Args:
+        dimension: the dimension.
+        more: number of further indices.
     """
     order = torch.randperm(dimension.width, generator=torch.Generator().manual_seed(0)).tolist()
     alike: dict[tuple[bool, ...], list[int]] = {}
     for index in order:
         slices = tuple(bool(member.indices[index]) for member in dimension.parameters)
         alike.setdefault(slices, []).append(index)
-    counts = [max(1, len(own) // 4) + number for number, own in enumerate(alike.values())]
+    counts = [max(1, len(own) // 4) + more + i for i, own in enumerate(alike.values())]
     some = [own[: min(n, len(own) - 1)] for n, own in zip(counts, alike.values(), strict=True)]
     return sorted(itertools.chain(*some)) or order[:1]
 
