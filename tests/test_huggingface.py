@@ -18,10 +18,10 @@ pytest.importorskip("lightning")
 
 import transformers
 
-from snello import Lobster, NEq, Pruner, SeReNe
-from snello.errors import ConfigError
+from snello import Lobster, NEq, Pruner, SeReNe, simplify
+from snello.errors import ConfigError, ModelError
 from snello.integrations.huggingface import huggingface_callback
-from snello.pruning import LossBound, Plateau
+from snello.pruning import LossBound, OneShot, Plateau, Ratio
 from trainer_samples import Net
 
 EPOCHS, STEPS = 4, 4
@@ -232,3 +232,32 @@ def test_missing_metric_names_those_there_are(tmp_path: Path) -> None:
 def test_nothing_asked_for_is_refused() -> None:
     with pytest.raises(ConfigError, match="a sensitivity, a pruner or updates"):
         huggingface_callback()
+
+
+def test_experts_are_simplified_once_they_run_in_double_precision() -> None:
+    config = transformers.MixtralConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=24, num_local_experts=3, num_experts_per_tok=2, use_cache=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, ids = transformers.MixtralForCausalLM(config).eval(), torch.randint(0, 20, (2, 5))
+    if model.config._experts_implementation == "grouped_mm":
+        with pytest.raises(ModelError, match=r"set_experts_implementation\('batched_mm'\)"):
+            simplify(model, {"input_ids": ids})
+    model.set_experts_implementation("batched_mm")
+    pruner = Pruner(
+        model, None, granularity="channel", amount=Ratio(0.5), schedule=OneShot(), example_inputs={"input_ids": ids},
+    )  # fmt: skip
+    pruner.prune()
+    lean = simplify(model, {"input_ids": ids})
+    torch.testing.assert_close(lean(ids).logits, model(ids).logits)
+    experts = lean.model.layers[0].mlp.experts
+    assert experts.down_proj.shape[2] < config.intermediate_size
+
+
+def test_a_model_whose_layers_are_none_of_torchs_has_none_to_prune() -> None:
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)
+    )
+    with pytest.raises(ConfigError, match="its only Linear layer or convolution is the head"):
+        Pruner(model, None, amount=Ratio(0.5))

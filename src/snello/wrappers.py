@@ -126,7 +126,8 @@ def copied(model: M) -> M:
 
 def doubled(model: M) -> M:
     """A deep copy of a model in float64, its complex parameters and buffers in complex128."""
-    return copied(model)._apply(double)
+    twin: M = copied(model)._apply(double)  # type: ignore[no-untyped-call]
+    return twin
 
 
 def double(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from snello.errors import ModelError
 
@@ -25,7 +25,7 @@ def follow_in_place_operations(module: fx.GraphModule) -> None:
                 user.replace_input_with(written, node)
 
 
-def overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
+def overwrites(module: nn.Module, node: fx.Node) -> bool:
     """True if an operation overwrites its first argument."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
@@ -37,7 +37,7 @@ def overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def check_not_hidden(
-    module: fx.GraphModule, node: fx.Node, result: object, changed: Mapping[fx.Node, Tensor]
+    module: nn.Module, node: fx.Node, result: object, changed: Mapping[fx.Node, Tensor]
 ) -> None:
     """Check that what an operation has written is read as its result alone.
 

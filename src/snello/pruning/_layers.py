@@ -19,7 +19,7 @@ def prunable(model: nn.Module, exclude: LayerFilter | None) -> dict[str, nn.Modu
     kept = select_layers(layers, default if exclude is None else exclude, "Pruner(exclude=...)")
     if not kept:
         why = (
-            "the head is never pruned unless exclude=() says so"
+            "its only Linear layer or convolution is the head, which exclude=() prunes, too"
             if exclude is None and layers
             else "none is left"
         )

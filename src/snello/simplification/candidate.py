@@ -81,8 +81,17 @@ def not_verifiable(reference: nn.Module, inputs: Inputs) -> ModelError:
         reason = str(error).partition("\n")[0]
         return ModelError(
             f"{name} does not run in float64, in which its outputs are verified: {reason}"
+            f"{_of_experts(reference)}"
         )
     return ModelError(f"{name} computes something else once it is copied: it cannot be verified")
+
+
+def _of_experts(model: nn.Module) -> str:
+    """Advice for a mixture of experts of transformers, whose default kernel has no float64."""
+    chosen = getattr(getattr(model, "config", None), "_experts_implementation", None)
+    if chosen != "grouped_mm":
+        return ""
+    return "; choose another one by model.set_experts_implementation('batched_mm')"
 
 
 def has_dead_neurons(candidate: Candidate, model: nn.Module) -> bool:

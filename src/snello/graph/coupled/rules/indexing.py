@@ -89,12 +89,12 @@ def softmax(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow:
 
 
 @rule("topk", "kthvalue")
-def choice(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
+def choice(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow | Sequence[Shadow]:
     return last_ordering(run, (args[0], *args[2:]), kwargs, out)  # without the number of values
 
 
 @rule("sort", "argsort", "mode")
-def last_ordering(run: Run, args: Any, kwargs: Any, out: Any) -> list[Shadow]:
+def last_ordering(run: Run, args: Any, kwargs: Any, out: Any) -> Shadow | Sequence[Shadow]:
     return ordering(run, args, kwargs if len(args) > 1 else {"dim": -1, **kwargs}, out)
 
 
