@@ -175,7 +175,7 @@ def _norms_after(
             f"{error} Give example_inputs=, on which the BatchNorm behind each layer is found."
         ) from error
     found = {name: graph.norm_after(name) for name in layers}
-    return {name: norm for name, norm in found.items() if norm in affine}
+    return {name: norm for name, norm in found.items() if norm is not None and norm in affine}
 
 
 def _weight(module: nn.Module) -> Tensor:
