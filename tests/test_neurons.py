@@ -151,6 +151,11 @@ def test_select_layers_excludes_by_name_or_says_which_exist() -> None:
     layers = weighted_layers(tiny_mlp())
     assert list(select_layers(layers, ["2"], "here")) == ["0", "4"]
     assert list(select_layers(layers, [], "here")) == ["0", "2", "4"]
+    for kind in (nn.Linear, [nn.Linear], lambda name, module: isinstance(module, nn.Linear)):
+        assert not select_layers(layers, kind, "here")
+    for odd in ([layers["0"]], layers["0"], 3):
+        with pytest.raises(ConfigError, match="here: names of layers, types"):
+            select_layers(layers, odd, "here")
     with pytest.raises(ConfigError, match=r"here: no layer is called '1'; the layers are: 0, 2, 4"):
         select_layers(layers, ["0", "1"], "here")
 

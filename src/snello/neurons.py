@@ -255,7 +255,9 @@ def parameter_owners(model: nn.Module) -> dict[int, int]:
     return Counter(map(id, held))
 
 
-LayerFilter = Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
+LayerFilter = (
+    str | type[nn.Module] | Iterable[str | type[nn.Module]] | Callable[[str, nn.Module], bool]
+)
 """Layers to leave out: names of layers or of modules that contain them, types, or a function of
 name and module that returns true for them."""
 
@@ -267,13 +269,20 @@ def select_layers(
 
     Raises:
         ConfigError: for a name of no layer and of no module with layers; the message lists the
-            existing names.
+            existing names; and for anything else than a name, a type or a function.
     """
-    if callable(exclude):
+    if isinstance(exclude, (str, type)):
+        exclude = [exclude]
+    if callable(exclude) and not isinstance(exclude, nn.Module):
         return {name: module for name, module in layers.items() if not exclude(name, module)}
-    given = [exclude] if isinstance(exclude, str) else list(exclude)
+    given = list(exclude) if isinstance(exclude, Iterable) else [exclude]
     names = {item for item in given if isinstance(item, str)}
-    types = tuple(item for item in given if not isinstance(item, str))
+    types = tuple(item for item in given if isinstance(item, type))
+    if odd := [item for item in given if not isinstance(item, (str, type))]:
+        raise ConfigError(
+            f"{what}: names of layers, types such as nn.Linear, or a function of name and module are needed, not "
+            f"a {type(odd[0]).__name__}"
+        )
     if unknown := sorted(n for n in names if not any(_within(layer, n) for layer in layers)):
         hint = nearest(unknown[0], layers)
         raise ConfigError(

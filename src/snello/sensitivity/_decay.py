@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snello.errors import ConfigError
 from snello.optimizers import rows_kept
@@ -78,6 +78,19 @@ class Sensitivity(ABC):
 
     def remove(self) -> None:  # noqa: B027 - only methods with hooks have something to remove
         """Remove every hook from the model."""
+
+
+def check_some_decay(layers: Mapping[str, nn.Module], model: nn.Module, method: str) -> None:
+    """Refuse a model none of whose layers would decay, as GPT-2's without the head: they are `Conv1D`.
+
+    Raises:
+        ConfigError: if there are no layers.
+    """
+    if not layers:
+        raise ConfigError(
+            f"{method}: no layer of {type(model).__name__} would decay: Linear layers and convolutions do, the head "
+            "of SeReNe with exclude=() alone"
+        )
 
 
 def decay_(weights: Sequence[Tensor], insensitivities: Sequence[Tensor], lmbda: float) -> None:

@@ -17,7 +17,7 @@ from snello.neurons import (
 )
 from snello.wrappers import unwrapped
 
-from ._decay import Sensitivity, bounded
+from ._decay import Sensitivity, bounded, check_some_decay
 
 
 class Lobster(Sensitivity):
@@ -40,6 +40,9 @@ class Lobster(Sensitivity):
     Attributes:
         left_alone: layer name -> why it does not decay: its weight is computed.
 
+    Raises:
+        ConfigError: for numbers outside their range, and a model without a layer that could decay.
+
     Source: Tartaglione et al., "Loss-based sensitivity regularization: towards deep sparse neural
     networks", Neural Networks 146 (2022), eq. 5-7.
     """
@@ -50,6 +53,7 @@ class Lobster(Sensitivity):
         super().__init__(lmbda)
         model = unwrapped(model, "Lobster")
         layers = {name: m for name, m in model.named_modules() if is_weighted(m) or is_batchnorm(m)}
+        check_some_decay(layers, model, "Lobster")
         plain, self.left_alone = plain_layers(
             select_layers(layers, exclude, "Lobster(exclude=...)")
         )

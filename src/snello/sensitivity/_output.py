@@ -13,7 +13,7 @@ from snello.neurons import LayerFilter, plain_layers, qualified, select_layers, 
 from snello.processes import Group, rank_and_size, sum_over_processes
 from snello.wrappers import unwrapped
 
-from ._decay import insensitivity
+from ._decay import check_some_decay, insensitivity
 from ._observed import Observed, check_reached
 from ._outputs import class_scores, generator, target_scores, wide
 
@@ -51,6 +51,9 @@ class OutputSensitivity(Observed):
     Attributes:
         left_alone: layer name -> why it does not decay: its weight is computed.
 
+    Raises:
+        ConfigError: for numbers outside their range, and a model without a layer that could decay.
+
     Source: Tartaglione et al., "Learning sparse neural networks via sensitivity-driven
     regularization", NeurIPS 2018, eq. 4-6. The sampled estimate is snello's.
     """
@@ -75,7 +78,9 @@ class OutputSensitivity(Observed):
                 f"kind is 'unspecific' or 'specific', estimate 'sampled' or 'full', not {kind!r}, {estimate!r}"
             )
         model = unwrapped(model, "OutputSensitivity")
-        chosen = select_layers(weighted_layers(model), exclude, "OutputSensitivity(exclude=...)")
+        candidates = weighted_layers(model)
+        check_some_decay(candidates, model, "OutputSensitivity")
+        chosen = select_layers(candidates, exclude, "OutputSensitivity(exclude=...)")
         layers, self.left_alone = plain_layers(chosen)
         # By identity: a tied weight decays once.
         unique = {id(m.weight): (qualified(name, "weight"), m.weight) for name, m in layers.items()}

@@ -21,7 +21,7 @@ from snello.neurons import (
 from snello.processes import Group, rank_and_size, sum_over_processes
 from snello.wrappers import OwnHook, check_one_device, forget_compiled, unwrapped
 
-from ._decay import insensitivity
+from ._decay import check_some_decay, insensitivity
 from ._estimators import ESTIMATORS, Tap
 from ._observed import Observed, check_count
 from ._outputs import class_scores, draw_classes
@@ -80,8 +80,8 @@ class SeReNe(Observed):
         left_alone: layer name -> why it does not decay: its weight is computed.
 
     Raises:
-        ConfigError: for numbers outside their range, sharded parameters, and `DataParallel` over
-            several devices.
+        ConfigError: for numbers outside their range, sharded parameters, `DataParallel` over
+            several devices, and a model without a layer that could decay.
 
     Source: Tartaglione et al., "SeReNe: Sensitivity-based regularization of neurons for structured
     sparsity in neural networks", IEEE TNNLS (2021), eq. 2-9. The sampled estimate is snello's.
@@ -109,9 +109,11 @@ class SeReNe(Observed):
         given, model = model, unwrapped(model, "SeReNe")
         check_one_device(given, "SeReNe")
         default = [name] if (name := head(model)) is not None else []
+        candidates = weighted_layers(model)
         layers = select_layers(
-            weighted_layers(model), default if exclude is None else exclude, "SeReNe(exclude=...)"
+            candidates, default if exclude is None else exclude, "SeReNe(exclude=...)"
         )
+        check_some_decay(layers if exclude is None else candidates, model, "SeReNe")
         self._layers, self.left_alone = plain_layers(layers)
         self._estimator, self._class_dim, self._chunk = (
             ESTIMATORS[estimate],
@@ -250,7 +252,7 @@ class SeReNe(Observed):
     def _weights_and_insensitivities(self) -> tuple[list[Tensor], list[Tensor]]:
         latest = self._finish()
         if not latest:
-            return [], []  # every layer is excluded, or none was called
+            return [], []  # no layer was called
         shares: dict[int, tuple[Tensor, Tensor]] = {}
         for name, share in zip(latest, insensitivity(list(latest.values())), strict=True):
             module = self._layers[name]
