@@ -140,7 +140,7 @@ def test_a_specific_sensitivity_sees_the_targets_not_the_indices(tmp_path: Path)
     _fit(
         tmp_path,
         SensitivityPruning(
-            lambda model: Watched(model, 1e-4), lambda model: 0.0, epochs=1, exclude=(), quality=None
+            lambda model: Watched(model, 1e-4, exclude=()), lambda model: 0.0, epochs=1, exclude=(), quality=None
         ),
     )  # fmt: skip
     assert torch.cat(seen).max() <= 2

@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_narrowed_is_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 2))
     groups = coupling(model, torch.randn(2, 3))
     with pytest.raises(ConfigError, match=r"no dimension of the model can be narrowed.*an output"):
-        GroupDecay(SeReNe(model, 0.1), model, groups)
+        GroupDecay(SeReNe(model, 0.1, exclude=()), model, groups)
 
 
 def test_a_step_before_any_observation_is_refused() -> None:
