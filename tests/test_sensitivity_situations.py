@@ -182,15 +182,15 @@ def test_a_model_of_frozen_layers_keeps_them(method: Any) -> None:
     assert all(map(torch.equal, before, model.parameters()))
 
 
-# Precision
-
-
 @pytest.mark.parametrize("method", [SeReNe, OutputSensitivity, Lobster])
 def test_a_model_of_which_nothing_would_decay_is_refused(method: Any) -> None:
     model = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.LayerNorm(6))
     with pytest.raises(ConfigError, match="no layer of Sequential would decay"):
         method(model)
     method(nn.Linear(4, 3), exclude=nn.Linear)  # of the user's own will
+
+
+# Precision
 
 
 def test_half_precision_sums_many_classes() -> None:

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from .neurons import is_weighted, neuron_count
-from .wrappers import unfused_layers
+from .wrappers import gradients_required, unfused_layers
 
 
 def flop_counter() -> FlopCounterMode:
@@ -37,17 +37,15 @@ def flop_counter() -> FlopCounterMode:
 def counted(model: nn.Module) -> Iterator[FlopCounterMode]:
     """Count the FLOPs of forwards of a model that run inside, without gradients."""
     # The counter hooks the gradients of what a module is given. Without gradients, that fails for a
-    # view of a parameter, such as learned queries that are expanded to the batch.
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        # The counter does not know the fused attention of evaluation mode, and would count zero.
-        with unfused_layers(), torch.no_grad(), flop_counter() as counter:
-            yield counter
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+    # view of a parameter, such as learned queries that are expanded to the batch. It does not know
+    # the fused attention of evaluation mode either, and would count zero.
+    with (
+        gradients_required(model.parameters(), False),
+        unfused_layers(),
+        torch.no_grad(),
+        flop_counter() as counter,
+    ):
+        yield counter
 
 
 def weight_uses(layer: nn.Module, x: Tensor, output: Tensor) -> int:

@@ -161,25 +161,17 @@ def rows_kept() -> Iterator[None]:
         yield
 
 
-def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
-    _tell_before(optimizer, closure)
-
-
-def _after(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
-    _tell_after(optimizer)
-
-
 # Eagerly: a compiled step would repeat what the followers did when it was traced.
 @eager
 @torch.no_grad()
-def _tell_before(optimizer: Optimizer, closure: bool) -> None:
+def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    closure = any(callable(value) for value in (*args[1:], *kwargs.values()))
     for follower in list(_followers):
         follower.before(optimizer, closure)
 
 
 @eager
 @torch.no_grad()
-def _tell_after(optimizer: Optimizer) -> None:
+def _after(optimizer: Optimizer, _args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
     for follower in list(_followers):
         follower.after(optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -176,6 +176,19 @@ def eagerly() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def gradients_required(parameters: Iterable[Tensor], required: bool) -> Iterator[None]:
+    """Set `requires_grad` of parameters inside the block; afterwards each is as it was."""
+    changed = [parameter for parameter in parameters if parameter.requires_grad is not required]
+    for parameter in changed:
+        parameter.requires_grad_(required)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(not required)
 
 
 @contextmanager

@@ -59,9 +59,9 @@ class Decisions(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         given = tensors_in(result)
-        if not any(map(_discrete, given)):
+        if not any(map(discrete, given)):
             return result
-        read = [tensor for tensor in tensors_in((args, kwargs or {})) if not _discrete(tensor)]
+        read = [tensor for tensor in tensors_in((args, kwargs or {})) if not discrete(tensor)]
         return self._decided(read, given, result) if read else result
 
     def _decided(self, read: list[Tensor], given: list[Tensor], result: Any) -> Any:
@@ -78,7 +78,8 @@ class Decisions(TorchFunctionMode):
         return self.known[number] if self.known and number < len(self.known) else None
 
 
-def _discrete(tensor: Tensor) -> bool:
+def discrete(tensor: Tensor) -> bool:
+    """True for a tensor of integers or booleans, which has no rounding."""
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
@@ -96,6 +97,6 @@ def _repeated(result: Any, known: Decision) -> Any:
         before = next(decided, leaf)
         # The values of sort and topk are those of this run, unless the known decision has another
         # number of them: later operations expect as many values as indices.
-        if _discrete(leaf) or leaf.shape != before.shape:
+        if discrete(leaf) or leaf.shape != before.shape:
             leaves[place] = before.clone()
     return pytree.tree_unflatten(leaves, structure)

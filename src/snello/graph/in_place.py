@@ -20,12 +20,12 @@ def follow_in_place_operations(module: fx.GraphModule) -> None:
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
         written = node.args[0] if node.args else None
-        if isinstance(written, fx.Node) and overwrites(module, node):
+        if isinstance(written, fx.Node) and _overwrites(module, node):
             for user in [user for user in written.users if order[user] > order[node]]:
                 user.replace_input_with(written, node)
 
 
-def overwrites(module: nn.Module, node: fx.Node) -> bool:
+def _overwrites(module: nn.Module, node: fx.Node) -> bool:
     """True if an operation overwrites its first argument."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
@@ -50,7 +50,7 @@ def check_not_hidden(
     Raises:
         ModelError: if one of them has the written memory: the edges of the graph do not show it.
     """
-    known = isinstance(result, Tensor) and overwrites(module, node)
+    known = isinstance(result, Tensor) and _overwrites(module, node)
     for other, value in changed.items():
         if not known or _overlap(result, value):  # type: ignore[arg-type]
             raise ModelError(

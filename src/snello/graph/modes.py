@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from snello.wrappers import gradients_required
+
 _TORCH = frozenset(vars(nn.Module()))
 """Attributes of every module: its parameters, submodules and hooks."""
 
@@ -65,12 +67,5 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def requiring_gradients(parameters: Iterable[Tensor]) -> Iterator[None]:
     """Record gradients inside the block, also of parameters that the user has frozen."""
-    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+    with gradients_required(parameters, True), torch.enable_grad():
+        yield

@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 import torch
 from torch import Tensor, nn
 
+from .decisions import discrete
 from .inputs import Inputs
 from .modes import evaluation
 
@@ -70,7 +71,7 @@ def differ(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
 def _close(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    if not (a.is_floating_point() or a.is_complex()):
+    if discrete(a):
         return bool((a == b).all())
     finite = a[a.isfinite()]
     # Of the expected output alone; 1e-30 where it is zero or has no finite value.

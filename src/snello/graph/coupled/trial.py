@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.errors import ConfigError, ModelError
+from snello.graph.decisions import discrete
 from snello.graph.inputs import Inputs
 from snello.graph.twins import outputs_of, same_numbers, tensors_of
 from snello.wrappers import check_values, copied, double, doubled
@@ -118,7 +119,7 @@ def _some(dimension: Dimension, more: int) -> list[int]:
 def _differ(expected: Tensor, found: Tensor, limit: float) -> bool:
     if expected.shape != found.shape:
         return True
-    if not (expected.is_floating_point() or expected.is_complex()):
+    if discrete(expected):
         return bool((expected != found).any())
     return not torch.allclose(expected, found, rtol=0, atol=limit, equal_nan=True)
 
