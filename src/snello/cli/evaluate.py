@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     results: list[dict[str, Any]] = []
     first: Answers | None = None
     known = _Known()
-    with progress(len(arguments.files)) as line:
+    with progress(len(arguments.files), "file") as line:
         for path in map(Path, arguments.files):
             found, result = _score(path, arguments, known)
             first = first or found

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.lab.training import journey
 
     recipe, folder = read_recipe(arguments), run_folder(arguments)
-    with progress(len(recipe.methods) * recipe.epochs + 1) as line:
+    with progress(len(recipe.methods) * recipe.epochs + 1, "epoch") as line:
         result = journey(recipe, folder, resume=arguments.resume, progress=line)
     if not is_first():
         return

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     # Options of methods that do not run need not be valid for this number of epochs.
     arguments.overrides = [f"--methods={json.dumps([arguments.method])}", *arguments.overrides]
     recipe, folder = read_recipe(arguments), run_folder(arguments)
-    with progress(recipe.epochs) as line:
+    with progress(recipe.epochs, "epoch") as line:
         result = train(
             recipe, arguments.method, folder,
             resume=arguments.resume, progress=line, matched=arguments.matched,

@@ -185,7 +185,7 @@ def _ramp(
     from snello.lab.reporting import pages, progress, ramp_table
     from snello.lab.training.tuning import ramp
 
-    with progress(recipe.epochs) as line:
+    with progress(recipe.epochs, "epoch") as line:
         found = ramp(recipe, folder, method=arguments.method, declared=declared, progress=line)
     title = f"{_name(recipe)}, {arguments.method}: a ramp of lambda"
     table = ramp_table(found, title)

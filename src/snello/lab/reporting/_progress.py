@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,24 +12,26 @@ from typing import Any
 from snello.errors import require
 
 PERIOD = 15.0
-"""Seconds between two signs of life where there is no terminal: a log stays short."""
+"""Seconds until the first sign of life where there is no terminal; each pause is that much longer
+than the last one, so that the log of hours stays short."""
 
 
 @contextmanager
-def progress(total: int) -> Iterator[Callable[..., None]]:
+def progress(total: int, unit: str = "step") -> Iterator[Callable[..., None]]:
     """Show a bar over `total` steps; yields a function that prints a line and advances the bar.
 
     With `done=False` it prints the line only: an epoch within a step.
 
-    Without a terminal the lines are printed unbuffered, and once a period a line with the number of
-    finished steps, the time taken and the time left.
+    Without a terminal the lines are printed unbuffered, and between them, at growing intervals, the
+    number of finished steps, the time taken and the time left.
 
     Args:
         total: number of steps; 0 if it is not known.
+        unit: what a step is, such as "epoch".
     """
     console = _console()
     if not console.is_terminal:
-        pace = _Pace(total)
+        pace = _Pace(total, unit)
         with _every_period(lambda: console.print(pace.text(), markup=False)):
 
             def said(text: str, *, done: bool = True) -> None:
@@ -58,13 +61,13 @@ def progress(total: int) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def busy(what: str) -> Iterator[None]:
-    """Show a spinner during one long step; without a terminal, print a line once a period."""
+    """Show a spinner during one long step; without a terminal, print a line now and then."""
     console = _console()
     if console.is_terminal:
         with console.status(what):
             yield
         return
-    pace = _Pace(0)
+    pace = _Pace(0, "step")
     with _every_period(lambda: console.print(f"{what}: {pace.text()}", markup=False)):
         yield
 
@@ -79,21 +82,22 @@ def _console() -> Any:
 class _Pace:
     """Steps that are done, and the time that they took."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit, self.done = total, unit, 0
         self._start = time.monotonic()
 
     def text(self) -> str:
-        """`"3 of 12 steps, 1:30 min, 30.0 s a step, about 4:30 min left"`."""
+        """`"3 of 12 epochs, 1:30 min, 30.0 s each, about 4:30 min left"`."""
         seconds = time.monotonic() - self._start
         if not self.done:
             return f"{_clock(seconds)} so far"
-        steps = f"{self.done} of {self.total} steps" if self.total else f"{self.done} steps"
+        count = f"{self.done} of {self.total}" if self.total else f"{self.done}"
+        steps = f"{count} {self.unit}s"
         if self.done >= self.total:
             return f"{steps}, {_clock(seconds)} so far"
         pace = seconds / self.done
         left = (self.total - self.done) * pace
-        return f"{steps}, {_clock(seconds)}, {pace:.1f} s a step, about {_clock(left)} left"
+        return f"{steps}, {_clock(seconds)}, {pace:.1f} s each, about {_clock(left)} left"
 
 
 def _clock(seconds: float) -> str:
@@ -104,11 +108,12 @@ def _clock(seconds: float) -> str:
 
 @contextmanager
 def _every_period(say: Callable[[], None]) -> Iterator[None]:
-    """Call a function every `PERIOD` seconds, in a thread, until the block ends."""
+    """Call a function after `PERIOD` seconds, then after twice as many, and so on, in a thread."""
     over = threading.Event()
 
     def beat() -> None:
-        while not over.wait(PERIOD):
+        pauses = itertools.count(PERIOD, PERIOD)
+        while not over.wait(next(pauses)):
             say()
 
     thread = threading.Thread(target=beat, name="snello progress", daemon=True)
