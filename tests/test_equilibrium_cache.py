@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -440,7 +442,13 @@ def test_hooks_of_modules_at_rest_get_their_outputs() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [(torch.ones(6, 4), None), {"x": 1}, torch.tensor(1.0), (), (torch.ones(6, 4), torch.ones(1))],
+    [
+        {"x": 1},
+        torch.tensor(1.0),
+        (),
+        (torch.ones(6, 4), torch.ones(1)),
+        {"x": torch.ones(6, 4), "more": [torch.ones(6)]},
+    ],
 )
 def test_inputs_that_are_no_tensors_of_samples_are_refused(wrong: object) -> None:
     cache = _rested(Chain(), torch.randn(6, 4))
@@ -548,3 +556,23 @@ def test_a_compiled_front_is_compiled_once_per_cut() -> None:
     assert torch.equal(got, plain(images, torch.arange(8)))
     assert len(compiled) == 1
     torch.compiler.reset()
+
+
+class Switched(Chain):
+    def forward(self, x: Tensor, *, twice: bool = False) -> Tensor:  # type: ignore[override]
+        hidden = self.first(x)
+        return self.third(self.second(hidden + hidden if twice else hidden))
+
+
+def test_inputs_by_name_with_a_constant_have_features_of_their_own() -> None:
+    torch.manual_seed(0)
+    model, inputs = Switched(), torch.randn(6, 4)
+    cache = _rested(model, inputs)
+    for last, twice in pairwise((False, False, False, True, True, False)):
+        with pytest.warns(match="pad all samples") if last != twice else nullcontext():
+            found = cache({"x": inputs[:3], "twice": twice}, range(3))
+        assert torch.equal(found, model(inputs[:3], twice=twice))
+        assert cache.status.layers == ("first", "second")
+        assert cache.status.stored == 3
+    model.eval()
+    assert torch.equal(cache({"x": inputs, "twice": True}, ()), model(inputs, twice=True))

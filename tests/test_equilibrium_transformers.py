@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.equilibrium import FeatureCache, Prefix, SelectiveUpdate
-from snello.graph import tensors_of
+from snello.graph import Example, Inputs, tensors_of
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,6 +32,23 @@ def bert() -> tuple[nn.Module, tuple[Tensor, ...]]:
     ids, mask = torch.randint(50, (12, 9)), torch.ones(12, 9, dtype=torch.long)
     mask[::3, 5:] = 0
     return transformers.BertForSequenceClassification(config), (ids, mask)
+
+
+def bert_by_name() -> tuple[nn.Module, dict[str, object]]:
+    """As a loader of datasets gives a batch: with labels, the loss in front of the outputs."""
+    model, (ids, mask) = bert()
+    labels = torch.arange(12) % 5
+    return model, {"input_ids": ids, "attention_mask": mask, "labels": labels, "return_dict": True}
+
+
+def gpt2_by_name() -> tuple[nn.Module, dict[str, object]]:
+    """Its mask is the third argument, behind one that is no tensor."""
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=3, n_head=2, vocab_size=50, n_positions=9, pad_token_id=0, num_labels=5
+    )
+    ids = torch.randint(1, 50, (12, 9))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    return transformers.GPT2ForSequenceClassification(config), inputs
 
 
 def convnext() -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -67,19 +84,22 @@ def segformer() -> tuple[nn.Module, tuple[Tensor, ...]]:
     return transformers.SegformerForSemanticSegmentation(config), (torch.randn(12, 3, 64, 64),)
 
 
-@pytest.mark.parametrize("build", [vit, bert, convnext, whisper, t5, segformer])
+@pytest.mark.parametrize(
+    "build", [vit, bert, bert_by_name, gpt2_by_name, convnext, whisper, t5, segformer]
+)
 @pytest.mark.parametrize("share", [0.45, 0.8])
 def test_a_training_from_stored_features_is_the_one_that_computes_them(
-    build: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]], share: float
+    build: Callable[[], tuple[nn.Module, Example]], share: float
 ) -> None:
     torch.manual_seed(0)
-    model, inputs = build()
+    model, example = build()
+    inputs = Inputs.of(example)
     other = copy.deepcopy(model)
     weights = []
     for network, limit in ((model, 2**30), (other, 0)):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
         update = SelectiveUpdate(
-            network, optimizer, tuple(x[:2] for x in inputs), Prefix(share), dispatch="fixed"
+            network, optimizer, inputs.map(lambda x: x[:2]), Prefix(share), dispatch="fixed"
         )
         update.step()
         cache = FeatureCache(update, 12, measured=False, limit=limit)
@@ -87,17 +107,17 @@ def test_a_training_from_stored_features_is_the_one_that_computes_them(
             network.train()
             torch.manual_seed(step)
             where = torch.arange(12)[step % 2 :: 2]
-            outputs = cache(tuple(x[where] for x in inputs), where)
+            outputs = cache(inputs.map(lambda x: x[where]), where)  # noqa: B023
             optimizer.zero_grad()
             tensors_of(outputs)[0].square().mean().backward()
             optimizer.step()
-        assert cache.status.layers
+        assert cache.status.layers[0] in dict(network.named_modules())
         assert cache.status.stored == (12 if limit else 0)
         weights.append(network.state_dict())
         cache.close()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
     network.eval()
-    expected = tensors_of(network(*inputs))
+    expected = tensors_of(inputs.call(network))
     assert all(map(torch.equal, expected, tensors_of(cache(inputs, range(12)))))
 
 

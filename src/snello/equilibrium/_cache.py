@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from snello.errors import ConfigError, ModelError, check_option
+from snello.graph import Example, Inputs, Positional, positional
 from snello.processes import rank_and_size
 from snello.timing import timed
 
@@ -136,33 +138,36 @@ class FeatureCache:
         self._key: tuple[Any, ...] = ()
         self._reason: str | None = _NOTHING
 
-    def __call__(self, inputs: Tensor | tuple[Tensor, ...], index: Tensor | Sequence[int]) -> Any:
+    def __call__(self, inputs: Example, index: Tensor | Sequence[int]) -> Any:
         """Compute the outputs of the model, with gradients only for the layers after the cut.
 
         In evaluation mode the model itself is run, and `index` is ignored.
 
         Args:
-            inputs: a batch, or the model's positional arguments.
+            inputs: a batch: one tensor, a tuple of the model's positional arguments, or a mapping of
+                its keyword arguments. Each tensor has the batch on its first axis. Where the
+                shape of a sample changes from call to call, or what is no tensor, all features are
+                computed again, with a warning.
             index: index of each sample of the batch in the dataset, shape (B,).
 
         Raises:
-            ConfigError: for inputs that are no tensors of as many samples, another number of
-                indices than samples, one outside the dataset, or a sample that is not the one whose
-                features are stored.
+            ConfigError: for tensors that are not of as many samples, another number of indices than
+                samples, one outside the dataset, or a sample that is not the one whose features are
+                stored.
         """
-        args = inputs if isinstance(inputs, tuple) else (inputs,)
-        model = self._update.model
-        if not model.training:
-            return model(*args)
-        if not _of_samples(args):
+        given = Inputs.of(inputs)
+        if not self._update.model.training:
+            return given.call(self._update.model)
+        args = given.tensors()
+        if not _of_samples(given):
             raise ConfigError(
-                "inputs: must be a tensor, or a tuple of tensors, with one entry per sample on the first axis; "
-                "wrap a model that takes others in a module that does not"
+                "inputs: must be tensors, not in lists, with one entry per sample on the first axis; wrap a "
+                "model that takes others in a module that does not"
             )
         where = self._checked(index, len(args[0]))
-        self._look(args)
+        self._look(given)
         if self._prefix is None:
-            return self._update.wrapped(*args)
+            return given.call(self._update.wrapped)
         return self._prefix.run_rest(self._features(args, where), args)
 
     @property
@@ -219,14 +224,20 @@ class FeatureCache:
             )
         return where
 
-    def _look(self, args: Sequence[Tensor]) -> None:
+    def _look(self, given: Inputs) -> None:
         """Cut again if the resting layers, their weights or the kind of inputs have changed."""
-        state = self._state(args)
+        state = self._state(given)
         if state == self._key:
             return
         cut = state[:-1] != self._key[:-1]
+        if self._store is not None and state[2] != self._key[2]:
+            warnings.warn(
+                "FeatureCache: inputs of another shape, dtype or option than those whose features are stored; these "
+                "are computed again, at each such change: pad all samples to one length",
+                stacklevel=3,
+            )
         if cut:
-            self._cut(args)
+            self._cut(given)
         # Versions also change where the same values are written again, as masks of pruning are.
         digest = self._digest_of(state[2:4])
         if (
@@ -235,34 +246,40 @@ class FeatureCache:
             and self._prefix is not None
             and self._prefix.constants
         ):
-            self._cut(args)  # the constants are those of the old weights
+            self._cut(given)  # the constants are those of the old weights
         if cut or digest != self._digest:
-            self._open(digest, args[0].device)
-        self._key = self._state(args)
+            self._open(digest, given.tensors()[0].device)
+        self._key = self._state(given)
 
-    def _state(self, args: Sequence[Tensor]) -> tuple[Any, ...]:
+    def _state(self, given: Inputs) -> tuple[Any, ...]:
         """Key of the cut: resting layers, kind of inputs, and versions of the tensors before it."""
+        args = given.tensors()
         freezer, device = self._update.freezer, args[0].device.type
         learning = tuple(p.requires_grad for p in self._parameters)
-        inputs = tuple((tuple(arg.shape[1:]), arg.dtype, arg.device) for arg in args)
+        kinds = given.map(lambda arg: (tuple(arg.shape[1:]), arg.dtype, arg.device))
+        inputs = repr((kinds.args, dict(kinds.kwargs)))
         cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
         # Not of statistics behind the cut, which change with every batch.
         tensors = [] if self._prefix is None else self._prefix.tensors
         versions = tuple((t._version, t.data_ptr()) for t in tensors)
         return freezer.resting, learning, inputs, cast, versions
 
-    def _cut(self, args: Sequence[Tensor]) -> None:
+    def _cut(self, given: Inputs) -> None:
         self._prefix, self._reason = None, _NOTHING
         freezer = self._update.freezer
+        around = ""
         if resting := freezer.resting_parameters():
-            parts = self._update.model, resting, [_two(arg) for arg in args]
+            model, args = positional(self._update.model, given.map(_two))
+            around = "model." if isinstance(model, Positional) else ""
+            parts = model, resting, args
             with freezer.dense():
                 try:
                     self._prefix = resting_prefix(*parts)
                 except ModelError as error:
                     self._prefix, self._reason = module_prefix(*parts), str(error)
         if self._prefix is not None:
-            self._prefix = in_parallel(self._prefix, self._update.wrapped)
+            modules = tuple(name.removeprefix(around) for name in self._prefix.modules)
+            self._prefix = in_parallel(replace(self._prefix, modules=modules), self._update.wrapped)
             if self._compile is not None:
                 compiled = self._compile(self._prefix.front)
                 self._prefix = replace(self._prefix, compiled=compiled)
@@ -323,10 +340,14 @@ class FeatureCache:
         return store.read(where, device)
 
 
-def _of_samples(args: Sequence[Any]) -> bool:
-    """Return true for tensors with the same number of entries on their first axis."""
-    tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.dim()]
-    return len(tensors) == len(args) and len({len(tensor) for tensor in tensors}) == 1
+def _of_samples(given: Inputs) -> bool:
+    """Return true for tensors with the same number of entries on their first axis, in no list."""
+    own = [arg for arg in (*given.args, *given.kwargs.values()) if isinstance(arg, Tensor)]
+    return (
+        len(own) == len(given.tensors())
+        and all(arg.dim() for arg in own)
+        and len({len(arg) for arg in own}) == 1
+    )
 
 
 def _alike(one: Any, other: Any) -> bool:

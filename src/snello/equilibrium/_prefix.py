@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from snello.errors import ModelError
-from snello.graph import Inputs, capture, evaluation_mode, tensors_of
+from snello.graph import Inputs, capture, class_name, evaluation_mode, tensors_of
 
 from ._features import Feature
 
@@ -257,7 +257,7 @@ def check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> 
             alone = alone.double()
             if not (both[one].double() - alone).norm() <= 0.01 * alone.norm():
                 raise ModelError(
-                    f"the outputs of the resting layers of {type(model).__name__} depend on the other samples of "
+                    f"the outputs of the resting layers of {class_name(model)} depend on the other samples of "
                     "the batch"
                 )
     with evaluation_mode(model), torch.no_grad():
@@ -265,7 +265,7 @@ def check(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -> 
         found = tensors_of(prefix.run_rest(features, inputs))
     if not equal(expected, found):
         raise ModelError(
-            f"{type(model).__name__} cut behind its resting layers computes something else: its forward "
+            f"{class_name(model)} cut behind its resting layers computes something else: its forward "
             "takes another path than torch.fx has traced"
         )
 
