@@ -566,8 +566,11 @@ class Switched(Chain):
 
 def test_inputs_by_name_with_a_constant_have_features_of_their_own() -> None:
     torch.manual_seed(0)
-    model, inputs = Switched(), torch.randn(6, 4)
+    model, inputs = Switched().eval(), torch.randn(6, 4)
     cache = _rested(model, inputs)
+    cache({"x": inputs}, range(6))
+    assert "evaluation mode" in (cache.status.reason or "")
+    model.train()
     for last, twice in pairwise((False, False, False, True, True, False)):
         with pytest.warns(match="pad all samples") if last != twice else nullcontext():
             found = cache({"x": inputs[:3], "twice": twice}, range(3))

@@ -27,6 +27,7 @@ from ._parallel import in_parallel
 from ._prefix import RestingPrefix, resting_prefix
 
 _NOTHING = "no layer in front rests whole yet"
+_EVALUATED = "so far the model was in evaluation mode, in which it runs whole"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ class FeatureCache:
         """
         given = Inputs.of(inputs)
         if not self._update.model.training:
+            self._reason = self._reason if self._key else _EVALUATED
             return given.call(self._update.model)
         args = given.tensors()
         if not _of_samples(given):
