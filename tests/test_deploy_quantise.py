@@ -66,6 +66,13 @@ def test_the_report_is_what_the_file_does(plain: Path, tmp_path: Path) -> None:
     assert [p.name for p in found.path.parent.iterdir()] == ["int8.onnx"]
 
 
+def test_one_value_per_sample_has_no_largest_output(tmp_path: Path) -> None:
+    """Its argmax is always the first: the share of equal ones would say 100 % of any file."""
+    model = nn.Sequential(small(), nn.Linear(5, 1)).eval()
+    source = export(model, batches()[0], tmp_path / "net.onnx")
+    assert quantise(source, tmp_path / "int8.onnx", batches()).agreement is None
+
+
 def test_weights_are_int8_per_channel_and_activations_unsigned(plain: Path, tmp_path: Path) -> None:
     found = quantise(plain, tmp_path / "int8.onnx", batches())
     graph = onnx.load(str(found.path)).graph

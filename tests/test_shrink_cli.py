@@ -34,10 +34,10 @@ class Tiny(nn.Module):
 
 
 class Two(nn.Module):
-    def __init__(self):
+    def __init__(self, classes):
         super().__init__()
         torch.manual_seed(0)
-        self.left, self.right, self.head = nn.Linear(6, 24), nn.Linear(4, 24), nn.Linear(24, 3)
+        self.left, self.right, self.head = nn.Linear(6, 24), nn.Linear(4, 24), nn.Linear(24, classes)
 
     def forward(self, a, b):
         return self.head(torch.relu(self.left(a) + self.right(b)))
@@ -47,8 +47,8 @@ def tiny():
     return Tiny()
 
 
-def two():
-    return Two()
+def two(classes=3):
+    return Two(classes)
 """
 
 
@@ -119,6 +119,7 @@ def test_a_tiny_vision_transformer(own: Path, capsys: pytest.CaptureFixture[str]
         (["--samples=one-hot.npz"], "one whole number per sample"),
         (["--samples=samples.npz", "--allow=chanels"], "chanels"),
         (["--samples=samples.npz", "--device=none.json"], "none.json"),
+        (["--samples=samples.npz", '--arguments={"classes": 1}'], "two classes or more"),
     ],
 )
 def test_mistakes(

@@ -52,7 +52,7 @@ class Samples:
         classes.
 
         Raises:
-            ModelError: if the network returns no tensor with a row per sample.
+            ModelError: if the network returns no tensor with a row per sample and a column per class.
             DataError: if a label is none of its classes.
         """
         import torch
@@ -62,10 +62,17 @@ class Samples:
             for batch in self.batches():
                 outputs: Any = model(*batch)
                 outputs = getattr(outputs, "logits", outputs)
-                if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
+                # The largest of one output is always the same: no answer would ever change.
+                if (
+                    not isinstance(outputs, torch.Tensor)
+                    or outputs.dim() != 2
+                    or outputs.shape[1] < 2
+                ):
+                    found_shape = tuple(getattr(outputs, "shape", ())) or type(outputs).__name__
                     raise ModelError(
-                        f"--samples needs a classifier, whose output has the shape (samples, classes): "
-                        f"{type(model).__name__} returns {getattr(outputs, 'shape', type(outputs).__name__)}"
+                        f"--samples needs a classifier, whose output has the shape (samples, classes), with two "
+                        f"classes or more: {type(model).__name__} returns {found_shape}; for others call "
+                        "snello.shrink, with a measure of your own"
                     )  # fmt: skip
                 if not found:
                     self._check_labels(outputs.shape[1])

@@ -75,8 +75,11 @@ def run(arguments: argparse.Namespace) -> None:
     row = [str(out), INT8 if int8 else format.name, megabytes(result["bytes"])]
     note = "Verified: outputs equal to PyTorch's within 1e-4 of the largest."
     if int8:
-        header += ["Difference\nto float32", "Mean\ndifference", "Same\nlargest output"]
-        row += [percent(result[key]) for key in ("difference", "mean_difference", "agreement")]
+        header += ["Difference\nto float32", "Mean\ndifference"]
+        row += [percent(result[key]) for key in ("difference", "mean_difference")]
+        if result["agreement"] is not None:
+            header.append("Same\nlargest output")
+            row.append(percent(result["agreement"]))
         note = f"Calibrated and compared on {result['samples']} samples of {result['calibration']}."
     if saved:
         note += " Normalisation, colour order and classes are in its metadata."

@@ -35,7 +35,7 @@ class Quantised:
             samples, relative to the largest magnitude of an output.
         mean_difference: mean absolute difference, relative to the mean magnitude.
         agreement: share of samples with the same argmax of the first output (for a classifier, the
-            same class), in [0, 1].
+            same class), in [0, 1]; None for one value per sample, which has no other argmax.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Quantised:
     samples: int
     difference: float
     mean_difference: float
-    agreement: float
+    agreement: float | None
 
 
 def quantise(
@@ -243,7 +243,7 @@ def _compared(
         mean_difference=float(error.mean() / scale.mean())
         if bool(scale.any())
         else float(error.mean()),
-        agreement=float(same.double().mean()),
+        agreement=float(same.double().mean()) if expected[0].numel() > 1 else None,
     )
 
 
