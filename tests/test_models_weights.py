@@ -31,8 +31,8 @@ def model() -> nn.Module:
     return build("resnet-32")
 
 
-def prefixed(state: State) -> State:
-    return {f"module.{key}": value for key, value in state.items()}
+def prefixed(state: State, prefix: str = "module.") -> State:
+    return {f"{prefix}{key}": value for key, value in state.items()}
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,23 @@ def prefixed(state: State) -> State:
         prefixed,
         lambda s: {"state_dict": s},
         lambda s: {"best_prec1": 92.6, "state_dict": prefixed(s)},
+        lambda s: {"epoch": 3, "model_state_dict": s, "optimizer_state_dict": {"state": {}}},
+        lambda s: {"model": s, "epoch": 3},
+        lambda s: prefixed(s, "_orig_mod."),
+        lambda s: prefixed(s, "_orig_mod.module."),
+        lambda s: prefixed(s, "module._orig_mod."),
     ],
-    ids=["plain", "prefixed", "nested", "public checkpoint"],
+    ids=[
+        "plain",
+        "prefixed",
+        "nested",
+        "public checkpoint",
+        "tutorial",
+        "timm",
+        "compiled",
+        "compiled DDP",
+        "DDP of compiled",
+    ],
 )
 def test_every_wrapping_loads_the_same_values(
     model: nn.Module, tmp_path: Path, wrap: Callable[[State], object]

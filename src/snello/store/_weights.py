@@ -16,14 +16,19 @@ from . import archives
 from .safetensors import Safetensors, read_tensors
 
 TORCHVISION_NAME = re.compile(r"\w+_Weights\.\w+")
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")
+"""Entries of checkpoints that hold the weights: of Lightning, of PyTorch's tutorial, of timm."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that `DataParallel` and `torch.compile` put before the names of weights."""
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load the weights of a file into a model, either all of them or none.
 
     The file is read with `torch.load(weights_only=True)`, or with safetensors if that is its
-    suffix, so that it cannot run code. It contains a `state_dict`, or a mapping with one under
-    `"state_dict"`; the prefix `module.` of `DataParallel` is removed. The counters
+    suffix, so that it cannot run code. It contains a `state_dict`, or a checkpoint with one under
+    `"state_dict"`, `"model_state_dict"` or `"model"`; the prefixes `module.` of `DataParallel` and
+    `_orig_mod.` of `torch.compile` are removed. The counters
     `num_batches_tracked` may be missing, as in files written before 2018.
 
     Args:
@@ -42,7 +47,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         MissingExtraError: for torchvision's name if torchvision is not installed.
     """
     own: dict[str, Any] = model.state_dict()
-    state = _matching_prefix(_source(path), own)
+    state = _without_wrappers(_source(path), own)
     if misfits := _misfits(state, own):
         raise ModelError(
             f"{path} does not fit this {type(model).__name__}: {'; '.join(misfits)}; "
@@ -89,8 +94,9 @@ def _read(path: Path) -> object:
 
 
 def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    if isinstance(content, Mapping):
+        held = (content[key] for key in CHECKPOINT_KEYS if isinstance(content.get(key), Mapping))
+        content = next(held, content)
     if not isinstance(content, Mapping) or not content:
         raise ModelError(
             f"{path} contains a {type(content).__name__} without weights, not a state_dict"
@@ -104,12 +110,14 @@ def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _matching_prefix(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    prefixed = all(key.startswith("module.") for key in state)
+def _without_wrappers(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
     # A model may have a child named "module": then the keys match without removing the prefix.
-    if not prefixed or any(key in own for key in state):
-        return state
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    while not any(key in own for key in state):
+        prefix = next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
