@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from seams.cli import (
     BATCH,
@@ -29,7 +30,7 @@ from seams.cli import (
     run_folder,
     subjects,
 )
-from snello import Record, save
+from snello import Record, load, save, simplify
 from snello.errors import ConfigError, ModelError, SnelloError
 from snello.store import ModelSpec, build
 
@@ -50,6 +51,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # A model
+
+
+def lazy() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(6), nn.ReLU(), nn.LazyLinear(3))
+
+
+def lazy_image() -> nn.Sequential:
+    return nn.Sequential(nn.LazyConv2d(4, 3), *lazy())
 
 
 def _model_arguments(*words: str) -> argparse.Namespace:
@@ -87,12 +96,32 @@ def test_architecture_takes_arguments_shape_and_seed() -> None:
         (["--model=lenet-5", "--arguments=[1]", "--input-shape=1,28,28"], "must be a JSON object"),
         (["--model=lenet-5", "--arguments={", "--input-shape=1,28,28"], "is not valid JSON"),
         (["--model=lenet-5", "--weights=none.pt", "--input-shape=1,28,28"], "none.pt"),
+        (["--model=./own/nets.py:two", "--input-shape=1,28,28"], "name its module, 'own.nets:two'"),
     ],
 )
 def test_model_that_is_not_there_says_which_option(words: list[str], said: str) -> None:
     with pytest.raises(SnelloError) as error:
         read_model(_model_arguments(*words))
     assert said in str(error.value)
+
+
+def test_lazy_layers_get_their_shapes_from_the_input(tmp_path: Path) -> None:
+    """Of an architecture with weights, and of the lean network in a model file."""
+    x, own, trained = torch.randn(4, 1, 8, 8), f"{__name__}:lazy", lazy()
+    trained(x)
+    with torch.no_grad():
+        for tensor in trained[1].parameters():
+            tensor[:2] = 0
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    words = [f"--model={own}", "--input-shape=1,8,8"]
+    model, record = read_model(_model_arguments(*words, f"--weights={tmp_path / 'w.pt'}"))
+    assert torch.equal(model(x), trained(x))
+    path = save(tmp_path / "lean.pt", simplify(model, x), record, trust=own)
+    lean, _ = load(path, trust=own)
+    assert lean[1].out_features == 4  # type: ignore[index, union-attr]
+    assert torch.allclose(lean(x), trained(x), atol=1e-6)
+    with pytest.raises(ModelError, match="has lazy layers, and does not run"):
+        read_model(_model_arguments(f"--model={__name__}:lazy_image", "--input-shape=8"))
 
 
 def test_nan_in_a_model_file_is_refused_by_name(tmp_path: Path) -> None:

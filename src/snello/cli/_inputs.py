@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,8 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
     spec = ModelSpec(arguments.model, json_object(arguments.arguments))
     first, *further = _input_specs(arguments.input_shape)
     model = build(spec)
+    record = Record(spec, first.shape, first.dtype, further=tuple(further))
+    record.initialise(model)
     if arguments.weights:
         load_weights(model, arguments.weights)
     folder = Path(arguments.weights).parent if arguments.weights else None
@@ -107,7 +110,7 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
             f"deviation {joined(images.std)}; --mean and --std override it",
             "note",
         )
-    return model.eval(), Record(spec, first.shape, first.dtype, images, tuple(further))
+    return model.eval(), replace(record, images=images)
 
 
 def joined(values: Sequence[float]) -> str:

@@ -128,6 +128,9 @@ def _signature(factory: Factory) -> inspect.Signature | None:
 
 def _own_factory(name: str) -> Factory:
     path, _, attribute = name.partition(":")
+    if path.endswith(".py"):
+        module = path[:-3].strip("./").replace("/", ".")
+        raise ModelError(f"model {name!r} names a file: name its module, '{module}:{attribute}'")
     try:
         found: Any = importlib.import_module(path)
         for part in attribute.split("."):

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snello.errors import ModelError
+from snello.graph import evaluation
 from snello.neurons import input_dtype
 from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
 
@@ -105,6 +107,23 @@ class Record:
         generator = torch.Generator().manual_seed(0)
         every = (InputSpec(self.input_shape, self.dtype), *self.further)
         return tuple(_random((batch, *one.shape), one.dtype, generator) for one in every)
+
+    def initialise(self, model: nn.Module) -> None:
+        """Run a model once if it has lazy layers, such as `nn.LazyLinear`, which get their shapes then.
+
+        Raises:
+            ModelError: if it does not run on inputs of the recorded shapes.
+        """
+        if not any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+            return
+        try:
+            with evaluation(model):
+                model(*self.inputs())
+        except Exception as error:  # the model may be the user's own: it may raise anything
+            raise ModelError(
+                f"{self.model.name} has lazy layers, and does not run on inputs of shape "
+                f"{(2, *self.input_shape)}: {error}"
+            ) from error
 
 
 def _check_input(shape: object, dtype: torch.dtype) -> None:
@@ -202,6 +221,7 @@ def from_dict(
     except (KeyError, TypeError, ValueError, AttributeError, ModelError) as error:
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
     model = build_untrusted(record.model, trust, where=where)
+    replace(record, dtype=integers or torch.float32).initialise(model)
     try:
         if plan is not None:
             model = apply(SimplificationPlan.from_json(plan), model)
