@@ -53,8 +53,12 @@ def test_the_command_reports_and_selects(
         "curate", "digits", "--epochs=3", "--count=8", f"--out={out}", f"--kept={kept}", "--ratio=0.7"
     ]  # fmt: skip
     assert main(words) == 0
-    assert "label suspects" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "label suspects" in said
     result = json.loads(out.read_text())
+    # Samples that were never right have the number of epochs, and were not forgotten.
+    forgotten = sum(0 < count < 3 for count in result["scores"]["forgetting"])
+    assert f"forgotten at least once {forgotten} " in said
     assert result["presentations"] == 3 * len(result["scores"]["AUM"])
     assert len(result["duplicates"]) == 8
     sheets = {path.name for path in tmp_path.glob("*.png")}

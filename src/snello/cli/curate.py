@@ -88,6 +88,7 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         seen = _recorded(arguments, splits)
     recording, labels = seen.recording, seen.recording.labels
     scores = {"AUM": aum(recording), "EL2N": el2n(recording), "forgetting": forgetting(recording)}
+    never = (recording.margin <= 0).all(0)  # their number of forgettings is that of the epochs
     order = noise(recording).argsort(descending=True, stable=True)
     # The network believes another class in most epochs.
     suspects = order[: int((scores["AUM"] < 0).sum())][: arguments.count]
@@ -111,9 +112,9 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
     rows = [
         ("training images", str(len(labels))),
         ("right in the last epoch", f"{float((usual > 0).float().mean()):.1%}"),
-        ("never right", str(int((recording.margin <= 0).all(0).sum()))),
+        ("never right", str(int(never.sum()))),
         ("AUM below 0: label suspects", str(int((scores["AUM"] < 0).sum()))),
-        ("forgotten at least once", str(int((scores["forgetting"] > 0).sum()))),
+        ("forgotten at least once", str(int(((scores["forgetting"] > 0) & ~never).sum()))),
         (
             "pairs above 0.999 likeness",
             f"{int((likeness > 0.999).sum())} of the {len(pairs)} closest",
