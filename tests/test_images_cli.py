@@ -306,6 +306,24 @@ def test_a_share_of_the_training_images_may_have_been_seen(
     assert "Accuracy on 6 validation images" in " ".join(said.out.split())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "shape", "message"),
+    [
+        ({"in_channels": 1, "classes": 2}, (1, 16, 16), "images of folders have three channels"),
+        ({"classes": 1}, (3, 16, 16), "a score for each class, not one for both"),
+    ],
+)
+def test_models_that_folders_of_images_do_not_fit(
+    arguments: dict[str, int], shape: tuple[int, ...], message: str, pets: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    spec = ModelSpec("resnet-20", arguments)
+    path = save(tmp_path / "m.pt", build(spec), Record(spec, shape))
+    words = ["evaluate", str(path), "--data=imagefolder", f"--data-path={pets}"]
+    assert main(words) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_models_of_one_kit_share_the_calibration_images() -> None:
     arguments = argparse.Namespace(data="digits", mean=None)
     x = (torch.zeros(1, 3, 6, 6),)

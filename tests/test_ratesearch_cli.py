@@ -111,11 +111,13 @@ def test_compress_writes_what_the_search_found(
         main(["compress", source, f"--out={small}", "--max-drop=0.02", "--data=digits", "--one-qp"])
         == 0
     )
-    assert "one qp: accuracy" in " ".join(capsys.readouterr().out.split())
+    said = capsys.readouterr()
+    assert "one qp: accuracy" in " ".join(said.out.split())
+    assert "143 samples are few for a drop of 0.02" in said.err
     assert Path(small).stat().st_size < 0.5 * Path(plain).stat().st_size
-    said = json.loads(Path(f"{small}.json").read_text())
-    assert said["after"] >= said["bound"] == pytest.approx(said["before"] - 0.02)
-    assert said["bitstream_bytes"] == Path(small).stat().st_size
+    written = json.loads(Path(f"{small}.json").read_text())
+    assert written["after"] >= written["bound"] == pytest.approx(written["before"] - 0.02)
+    assert written["bitstream_bytes"] == Path(small).stat().st_size
     for wrong, message in (
         (["--max-drop=0.1", "--data=digits", "--qp=-20"], "exclude each other"),
         (["--data=digits"], "--max-drop"),

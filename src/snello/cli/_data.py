@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -121,10 +122,12 @@ def load_images(
         cache[size] = _read(arguments, size)
     splits = replace(cache[size], order="bgr" if order == "bgr" else "rgb")
     if splits.input_shape != tuple(shape):
+        remedy = "choose the dataset that it was trained on with --data, and --image-size if its images were resized"
+        if arguments.data in WITH_PATH and shape[:1] == (1,):
+            remedy = "images of folders have three channels, grey ones too: give it a model of three channels"
         raise ModelError(
             f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
-            f"{tuple(shape)}; choose the dataset that it was trained on with --data, and "
-            "--image-size if its images were resized"
+            f"{tuple(shape)}; {remedy}"
         )
     if images is not None:
         splits = normalised(splits, images.mean, images.std)
@@ -199,6 +202,16 @@ def warn_if_seen(arguments: argparse.Namespace, splits: Splits) -> None:
         f"{splits.name}: if the model was trained on them, its accuracy there is higher than on new "
         "images; give labelled images that it was not trained on with --validation-path=FOLDER"
     )
+
+
+def warn_if_few(samples: int, bound: float) -> None:
+    """Warn of a bound that is smaller than what goes unseen among so few samples."""
+    if 0 < samples * bound < 3:
+        warn(
+            f"{samples} samples are few for a drop of {bound:g}: where none of them changes, a share of "
+            f"{3 / samples:.2g} may still change among others (3 / n, at 95 %); give at least "
+            f"{math.ceil(3 / bound)}"
+        )
 
 
 def batches_of(

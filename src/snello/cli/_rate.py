@@ -12,6 +12,7 @@ from ._data import (
     check_image_counts,
     load_images,
     require_data,
+    warn_if_few,
     warn_if_seen,
 )
 from ._inputs import check_one_input
@@ -90,6 +91,8 @@ def search_images(arguments: argparse.Namespace, model: nn.Module, record: Recor
     splits = load_images(arguments, record.images, record.input_shape)
     check_fits(record.model.name, model, splits)
     warn_if_seen(arguments, splits)
+    if arguments.metric == "accuracy" and splits.task == "classification":
+        warn_if_few(min(len(splits.validation), arguments.validation_images), arguments.max_drop)
     return splits
 
 

@@ -18,6 +18,7 @@ from ._data import (
     check_image_counts,
     load_images,
     require_data,
+    warn_if_few,
     warn_if_seen,
 )
 from ._finetuning import add_finetuning_arguments, fine_tuning
@@ -130,6 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_fits(record.model.name, model, splits)
     if arguments.max_drop is not None:
         warn_if_seen(arguments, splits)
+        warn_if_few(len(splits.validation), arguments.max_drop)
     validation = loader(splits.validation, splits, 500)
     batches = list(
         loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)

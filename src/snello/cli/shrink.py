@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from ._data import (
     check_image_counts,
     load_images,
     require_data,
+    warn_if_few,
     warn_if_seen,
 )
 from ._finetuning import add_finetuning_arguments, fine_tuning
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> None:
         round_to=arguments.round_to, exclude=listed(arguments.exclude), trials=arguments.trials,
         threads=arguments.threads, folder=arguments.folder, on_candidate=_say,
     )  # fmt: skip
-    _warn_of_few(found.samples, arguments.max_drop)
+    warn_if_few(found.samples, arguments.max_drop)
     record = work["record"]
     path = _write(arguments, found, record, out, work["calibration"])
     title = f"{record.model.label}: the least {arguments.minimise} within a drop of {arguments.max_drop:g}"
@@ -151,16 +151,6 @@ def run(arguments: argparse.Namespace) -> None:
     pages.write_page(page, f"{path}.html")
     print(f"written: {path}, {path}.html")
     finish(table, page.data, Path(f"{path}.json"))
-
-
-def _warn_of_few(samples: int, bound: float) -> None:
-    """Warn of a bound that is smaller than what goes unseen among so few samples."""
-    if 0 < samples * bound < 3:
-        warn(
-            f"{samples} samples are few for a drop of {bound:g}: where none of them changes, a share of "
-            f"{3 / samples:.2g} may still change among others (3 / n, at 95 %); give at least "
-            f"{math.ceil(3 / bound)}"
-        )
 
 
 def _stem(arguments: argparse.Namespace) -> Path:

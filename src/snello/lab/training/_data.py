@@ -110,6 +110,11 @@ def _check_outputs(name: str, outputs: Any, splits: Splits) -> None:
         raise ModelError(
             f"model {name!r} gives {shape} for two images of {splits.name}, "
             f"which has {classes} classes: expected {expected}"
+            + (
+                ", a score for each class, not one for both"
+                if shape == (2, 1) and classes == 2
+                else ""
+            )
         )
 
 
