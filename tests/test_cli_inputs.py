@@ -118,7 +118,7 @@ def test_lazy_layers_get_their_shapes_from_the_input(tmp_path: Path) -> None:
     assert torch.equal(model(x), trained(x))
     path = save(tmp_path / "lean.pt", simplify(model, x), record, trust=own)
     lean, _ = load(path, trust=own)
-    assert lean[1].out_features == 4  # type: ignore[index, union-attr]
+    assert lean.get_submodule("1").out_features == 4
     assert torch.allclose(lean(x), trained(x), atol=1e-6)
     with pytest.raises(ModelError, match="has lazy layers, and does not run"):
         read_model(_model_arguments(f"--model={__name__}:lazy_image", "--input-shape=8"))

@@ -37,6 +37,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_plain_stream_is_not_named_like_a_container(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["compress", str(folder / "model.pt"), "--raw"]
+    assert main([*words, "--out=lean.snello"]) == 1
+    assert "such as lean.nnc" in capsys.readouterr().err
+    assert main(words) == 0
+    assert (tmp_path / "model.nnc").is_file()
+
+
 def inspected(path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     capsys.readouterr()
     assert main(["inspect", str(path), "--json"]) == 0

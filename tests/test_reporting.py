@@ -23,6 +23,7 @@ from snello.lab.reporting import (
     markdown,
     megabytes,
     milliseconds,
+    number,
     percent,
     progress,
     show,
@@ -103,6 +104,14 @@ def test_show_draws_everything_when_piped(capsys: pytest.CaptureFixture[str]) ->
 )
 def test_percent(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (0.012345678, "0.012346"), (950.5, "950.5"), (1865952, "1865952")],
+)
+def test_number(value: float | None, text: str) -> None:
+    assert number(value) == text
 
 
 def test_percent_digits() -> None:

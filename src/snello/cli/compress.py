@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options."""
     add_model_arguments(parser)
     parser.add_argument(
-        "--out", default="model.snello", help="the bitstream to write; default: model.snello"
+        "--out", help="the bitstream to write; default: model.snello, with --raw model.nnc"
     )
     parser.add_argument(
         "--qp", type=int, help="quantisation parameter of weights; lower is finer; default: -32"
@@ -104,12 +104,20 @@ def _out(arguments: argparse.Namespace) -> Path:
     """The file to write, checked before any work.
 
     Raises:
-        ConfigError: if the suffix is not that of a container.
+        ConfigError: if the suffix is not that of a container, or is that of a plain bitstream.
         OutputError: if the file cannot be written.
     """
     from snello.store import Container
 
-    if not arguments.raw and Path(arguments.out).suffix != Container.suffix:
+    if arguments.out is None:
+        arguments.out = "model.nnc" if arguments.raw else f"model{Container.suffix}"
+    named = Path(arguments.out).suffix == Container.suffix
+    if arguments.raw and named:
+        raise ConfigError(
+            f"--out={arguments.out}: a plain bitstream (--raw) has no record to load a model by: "
+            f"name it otherwise, such as {Path(arguments.out).stem}.nnc"
+        )
+    if not arguments.raw and not named:
         raise ConfigError(
             f"--out={arguments.out}: a bitstream must be named *{Container.suffix}; only a plain "
             "bitstream (--raw) may have another name"

@@ -277,10 +277,12 @@ def _files(arguments: argparse.Namespace, found: Shrunk, path: Path) -> list[dic
 
 
 def _say(candidate: Any) -> None:
+    from snello.lab.reporting import number
+
     if candidate.why:
         text = candidate.why
     else:
-        text = f"cost {candidate.cost:g}, " if candidate.cost is not None else ""
+        text = f"cost {number(candidate.cost)}, " if candidate.cost is not None else ""
         text += f"drop {candidate.drop:+.4f}, at most {candidate.limit:+.4f}"
         text += "" if candidate.passed else ", beyond the bound"
     print(f"{candidate.precision}, {len(candidate.widths)} widths: {text}", flush=True)

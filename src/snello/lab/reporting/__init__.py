@@ -33,6 +33,7 @@ from ._values import as_json as as_json
 from ._values import flops as flops
 from ._values import megabytes as megabytes
 from ._values import milliseconds as milliseconds
+from ._values import number as number
 from ._values import percent as percent
 
 # The names left out of __all__ are internal to snello's own packages.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._tables import Table
-from ._values import percent
+from ._values import number, percent
 
 if TYPE_CHECKING:
     from snello.deploy.operations import LatencyFit
@@ -65,7 +65,7 @@ def channels_left(found: Shrunk, candidate: Candidate) -> float:
 
 
 def _row(found: Shrunk, c: Candidate) -> tuple[str, ...]:
-    predicted, cost = ("-" if v is None else f"{v:.5g}" for v in (c.predicted, c.cost))
+    predicted, cost = map(number, (c.predicted, c.cost))
     value, drop, limit = ("-" if v is None else f"{v:.4f}" for v in (c.value, c.drop, c.limit))
     left, zeros = percent(channels_left(found, c), 1), percent(c.sparsity, 0)
     return (state_of(found, c), c.precision, left, zeros, predicted, cost, value, drop, limit)

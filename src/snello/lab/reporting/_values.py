@@ -35,6 +35,11 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
+def number(value: float | None) -> str:
+    """A number in any unit: five significant digits, all of a large count; "-" for None."""
+    return "-" if value is None else f"{value:.5g}" if abs(value) < 1e5 else f"{value:.0f}"
+
+
 def megabytes(size: int) -> str:
     """Bytes in megabytes (10^6 bytes), with about three significant digits."""
     mega = size / 1e6

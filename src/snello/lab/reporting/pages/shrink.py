@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from snello.lab.reporting._shrink import channels_left, state_of
 from snello.lab.reporting._tables import Table
-from snello.lab.reporting._values import percent
+from snello.lab.reporting._values import number, percent
 
 from .charts import bars, front
 from .page import Chart, Figure, Page
@@ -62,21 +62,16 @@ def _summary(found: Shrunk) -> str:
 
 def _figures(found: Shrunk) -> tuple[Figure, ...]:
     dense, chosen = found.dense, found.chosen
-    figures = [Figure("Quality", *_texts(dense.value, chosen.value, 4))]
+    figures = [Figure("Quality", *map(number, (dense.value, chosen.value)))]
     unit = f" [{found.unit}]" if found.unit else ""
     if dense.cost and chosen.cost is not None:
         note = f"{percent(chosen.cost / dense.cost, 1)} of the dense network's"
-        figures.append(Figure(f"Cost{unit}", *_texts(dense.cost, chosen.cost, 5), note))
+        figures.append(Figure(f"Cost{unit}", number(dense.cost), number(chosen.cost), note))
     figures.append(
-        Figure("Multiply-accumulates", *_texts(dense.macs, chosen.macs, 4)),
+        Figure("Multiply-accumulates", number(dense.macs), number(chosen.macs)),
     )
     figures.append(Figure("Channels", "100 %", percent(channels_left(found, chosen), 1)))
     return tuple(figures)
-
-
-def _texts(before: float | None, after: float | None, digits: int) -> tuple[str, str]:
-    first, second = ("-" if v is None else f"{v:.{digits}g}" for v in (before, after))
-    return first, second
 
 
 def _front(found: Shrunk, axis: str, name: str) -> Chart | None:
