@@ -58,6 +58,24 @@ def test_greyscale_has_three_equal_channels(tmp_path: Path) -> None:
     pixels = load_dataset("imagefolder", path=tmp_path).train.pixels
     assert pixels.shape[1] == 3
     assert torch.equal(pixels[:, 0], pixels[:, 2])
+    grey = load_dataset("imagefolder", path=tmp_path, order="grey")
+    assert torch.equal(grey.train.pixels, pixels[:, :1])
+    assert (grey.input_shape[0], grey.colours, len(grey.mean)) == (1, "grey", 1)
+    with pytest.raises(ConfigError, match="imagefolder reads grey images"):
+        load_dataset("imagefolder-stream", path=tmp_path, order="grey")
+
+
+def test_colours_become_grey_as_pillow_makes_them(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for i in range(12):
+        pixels = torch.randint(256, (5, 5, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "a" / f"{i}.png")
+    part = load_dataset("imagefolder", path=tmp_path, order="grey").train
+    assert part.files is not None
+    for i, pixels in enumerate(part.pixels):
+        expected = Image.open(part.files[i]).convert("L").tobytes()
+        assert bytes(pixels.flatten().tolist()) == expected
     assert pixels.any()
 
 

@@ -106,6 +106,29 @@ def test_a_train_folder_alone_is_refused(tmp_path: Path) -> None:
 # The command
 
 
+def test_a_network_of_one_channel_gets_grey_images(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ImageInput((0.4,), (0.3,), "grey", ("cat", "dog"))
+    torch.manual_seed(1)
+    spec = ModelSpec("lenet-300-100", {"in_features": 36, "classes": 2})
+    model = build(spec).eval()
+    paths = [
+        save(tmp_path / "grey.pt", model, Record(spec, (1, 6, 6), images=images)),
+        save(tmp_path / "coloured.pt", _model(), Record(SPEC, (3, 6, 6), images=IMAGES)),
+    ]
+    words = ["--data=imagefolder", f"--data-path={data}", f"--out={tmp_path / 'e.json'}"]
+    assert main(["evaluate", *map(str, paths), *words]) == 0
+    rows = json.loads((tmp_path / "e.json").read_text())["files"]
+    assert rows[0]["accuracy"] == pytest.approx(
+        _accuracy(model, data, mean=images.mean, std=images.std, order="grey")
+    )
+    assert rows[1]["accuracy"] == pytest.approx(
+        _accuracy(_model(), data, mean=IMAGES.mean, std=IMAGES.std, order="bgr")
+    )
+    assert "warning" not in capsys.readouterr().err
+
+
 def _accuracy(model: nn.Module, data: Path, **options: object) -> float:
     splits = load_dataset("imagefolder", path=data, **options)  # type: ignore[arg-type]
     images, labels = next(iter(loader(splits.test, splits, 100)))

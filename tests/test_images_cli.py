@@ -309,7 +309,7 @@ def test_a_share_of_the_training_images_may_have_been_seen(
 @pytest.mark.parametrize(
     ("arguments", "shape", "message"),
     [
-        ({"in_channels": 1, "classes": 2}, (1, 16, 16), "images of folders have three channels"),
+        ({"in_channels": 2, "classes": 2}, (2, 16, 16), "the model takes (2, 16, 16)"),
         ({"classes": 1}, (3, 16, 16), "a score for each class, not one for both"),
     ],
 )

@@ -91,7 +91,7 @@ def load_images(
     arguments: argparse.Namespace,
     images: ImageInput | None,
     shape: tuple[int, ...],
-    cache: dict[int | None, Splits] | None = None,
+    cache: dict[tuple[int | None, bool], Splits] | None = None,
 ) -> Splits:
     """Read the dataset given by the arguments, with the preprocessing that a model requires.
 
@@ -102,7 +102,8 @@ def load_images(
         arguments: with `data` and the options of `add_data_arguments`.
         images: preprocessing of the model's record; None if it has none.
         shape: shape of one input of the model, for datasets without a fixed size.
-        cache: datasets already read, by the size of their images; extended by this one.
+        cache: datasets already read, by the size of their images and whether they are grey; extended
+            by this one.
 
     Raises:
         ConfigError: for options that contradict each other or are out of range.
@@ -117,17 +118,19 @@ def load_images(
         )
     images = given_images(arguments, images, shape)
     order = arguments.channel_order or (images.colours if images is not None else "rgb")
+    # Files may be coloured or grey whatever the network takes; other datasets are what they are.
+    grey = arguments.data in WITH_PATH and tuple(shape[:1]) == (1,)
     cache, size = {} if cache is None else cache, _size(arguments, shape)
-    if size not in cache:
-        cache[size] = _read(arguments, size)
-    splits = replace(cache[size], order="bgr" if order == "bgr" else "rgb")
+    if (size, grey) not in cache:
+        cache[size, grey] = _read(arguments, size, grey)
+    splits = cache[size, grey]
+    if not grey:
+        splits = replace(splits, order="bgr" if order == "bgr" else "rgb")
     if splits.input_shape != tuple(shape):
-        remedy = "choose the dataset that it was trained on with --data, and --image-size if its images were resized"
-        if arguments.data in WITH_PATH and shape[:1] == (1,):
-            remedy = "images of folders have three channels, grey ones too: give it a model of three channels"
         raise ModelError(
             f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "
-            f"{tuple(shape)}; {remedy}"
+            f"{tuple(shape)}; choose the dataset that it was trained on with --data, and --image-size if its "
+            "images were resized"
         )
     if images is not None:
         splits = normalised(splits, images.mean, images.std)
@@ -135,12 +138,13 @@ def load_images(
     return splits
 
 
-def _read(arguments: argparse.Namespace, image_size: int | None) -> Splits:
+def _read(arguments: argparse.Namespace, image_size: int | None, grey: bool) -> Splits:
     from snello.lab.datasets import load_dataset
 
     return load_dataset(
         arguments.data, arguments.data_root, image_size=image_size, path=arguments.data_path,
-        validation_path=getattr(arguments, "validation_path", None), **getattr(arguments, "split", {}),
+        order="grey" if grey else "rgb", validation_path=getattr(arguments, "validation_path", None),
+        **getattr(arguments, "split", {}),
     )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ class _Known:
 
     images: ImageInput | None = None
     file: Path | None = None
-    splits: dict[int | None, Splits] = field(default_factory=dict)
+    splits: dict[tuple[int | None, bool], Splits] = field(default_factory=dict)
 
     def or_that_of(self, path: Path, images: ImageInput | None, given: bool) -> ImageInput | None:
         """The preprocessing of a file, else the known one, with a note unless another is given."""

@@ -16,7 +16,7 @@ from ._coco import read_coco
 from ._folders import TEST_SHARE, read_image_folder
 from ._masks import read_mask_folder
 from ._places import Request, missing, roots
-from ._splits import channel_statistics, cut_out, resized
+from ._splits import channel_statistics, cut_out, grey, resized
 from ._streamed import read_imagenet, stream_image_folder
 from ._torchvision import from_torchvision
 from ._types import (
@@ -97,7 +97,8 @@ def load_dataset(
         mean: mean of each channel to subtract, with pixels scaled to 0 … 1; None for the dataset's
             own. A trained network needs that of its training.
         std: standard deviation of each channel to divide by, likewise.
-        order: order of the channels in a batch.
+        order: order of the channels in a batch, `"rgb"` or `"bgr"`; `"grey"` for one channel
+            (not of streamed images).
         validation_path: folder with the validation images, used instead of a cut of the training
             images: one folder per class, with the names of the dataset's classes, or for
             segmentation `images/NAME.jpg` and `masks/NAME.png`.
@@ -132,6 +133,8 @@ def load_dataset(
     splits: Splits
     if validation_path is not None:
         raw = _with_validation(raw, Path(validation_path).expanduser(), image_size)
+    if order == "grey":
+        raw = _grey(name, raw)
     if isinstance(raw, RawStream):
         splits = _cut_stream(name, raw, validation, seed, image_size)
     else:
@@ -146,6 +149,15 @@ def _with_validation(
     if isinstance(raw, RawStream):
         return replace(raw, validation=stream_for(raw, path))
     return replace(raw, validation=images_for(raw, path, image_size))
+
+
+def _grey(name: str, raw: RawData | RawStream) -> RawData:
+    if isinstance(raw, RawStream):
+        raise ConfigError(
+            f"order='grey': {name} is streamed from its files with three channels; imagefolder reads grey images"
+        )
+    apart = None if raw.validation is None else grey(raw.validation)
+    return replace(raw, train=grey(raw.train), test=grey(raw.test), validation=apart)
 
 
 def normalised(splits: Splits, mean: Sequence[float], std: Sequence[float]) -> Splits:

@@ -114,6 +114,18 @@ class Normalisation:
         return pixels.float().mul_(self._scale).add_(self._shift)
 
 
+def grey(images: Images) -> Images:
+    """Images with one channel, the luma of ITU-R 601 as Pillow rounds it; grey ones keep their values."""
+    if images.pixels.shape[1] == 1:
+        return images
+    weights = torch.tensor((19595, 38470, 7471), dtype=torch.int32).view(3, 1, 1)
+    parts = [
+        (((chunk.int() * weights).sum(1, keepdim=True) + 0x8000) >> 16).to(torch.uint8)
+        for chunk in torch.split(images.pixels, CHUNK)
+    ]
+    return replace(images, pixels=torch.cat(parts))
+
+
 def resized(images: Images, size: int | None) -> Images:
     """Images resized to `size` × `size` (bilinear, antialiased); None keeps their size."""
     if size is None or images.pixels.shape[2:] == (size, size) or len(images) == 0:

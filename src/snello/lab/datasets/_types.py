@@ -14,7 +14,7 @@ from ._texts import Texts
 
 Task = Literal["classification", "segmentation"]
 
-Order = Literal["rgb", "bgr"]
+Order = Literal["rgb", "bgr", "grey"]
 Colours = Literal["rgb", "bgr", "grey"]
 
 IGNORED = 255

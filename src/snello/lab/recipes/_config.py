@@ -34,7 +34,8 @@ class DataConfig:
         image_size: side of the images in pixels, for datasets without a fixed size.
         mean, std: normalisation per channel, with pixels scaled to 0 … 1; None: the training part's
             own, or ImageNet's for streamed datasets. The model file keeps it.
-        order: order of the channels of coloured images, "rgb" or "bgr"; None: "rgb".
+        order: order of the channels of coloured images, "rgb" or "bgr"; "grey" makes one channel
+            of them (not of streamed ones); None: "rgb".
         batch_size: images per step, over all processes together.
         validation: share of the training images held out to choose thresholds and detect plateaus,
             in (0, 1).
@@ -54,7 +55,7 @@ class DataConfig:
     image_size: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    order: Literal["rgb", "bgr"] | None = None
+    order: Literal["rgb", "bgr", "grey"] | None = None
     batch_size: int = 100
     validation: float = 0.1
     augment: Literal["none", "crop-flip"] = "none"
