@@ -43,6 +43,29 @@ def test_folder_with_its_own_parts(tmp_path: Path) -> None:
     assert sorted(colours(splits.validation)) == list(range(80, 84))
 
 
+@pytest.mark.parametrize("name", ["imagefolder", "imagefolder-stream"])
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        (("Train", "Test"), "'Test'.*'test'"),
+        (("train", "valid", "test"), "'valid'.*'val'"),
+        (("training", "val"), "'training'.*'train'"),
+    ],
+)
+def test_parts_of_other_names_are_no_classes(
+    tmp_path: Path, name: str, parts: tuple[str, ...], named: str
+) -> None:
+    for part in parts:
+        write_classes(tmp_path / part, ("cat", "dog"), 3)
+    with pytest.raises(DataError, match=f"has a folder {named}"):
+        load_dataset(name, path=tmp_path)
+
+
+def test_valid_may_be_a_class(tmp_path: Path) -> None:
+    write_classes(tmp_path, ("invalid", "valid"), 6)
+    assert load_dataset("imagefolder", path=tmp_path).classes == ("invalid", "valid")
+
+
 def test_parts_must_agree(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", ("cat", "dog"), 2)
     with pytest.raises(DataError, match="a folder 'train' but no folder 'test'"):

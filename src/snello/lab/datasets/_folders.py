@@ -22,6 +22,12 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff
 
 UNREAD = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".tga", ".svg"})
 """Suffixes of images that are not read; other files, such as lists of labels, are ignored."""
+_PARTS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val",
+    "valid": "val", "validation": "val",
+}  # fmt: skip
+"""Usual names of the parts, in small letters, and those that are read."""
+
 TEST_SHARE = 0.2
 """Share of a dataset without a test part that is split off as one, always the same images."""
 
@@ -53,13 +59,25 @@ def read_image_folder(path: Path, image_size: int | None) -> RawData:
 
 
 def check_folder(path: Path) -> None:
-    """Raise DataError for a path that is not a folder."""
+    """Raise DataError for a path that is not a folder, and for parts with other names than ours."""
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise DataError(
             f"no image folder in {path.absolute()}: it {found}; give the folder that "
             "holds train/CLASS or CLASS folders (data.path in a recipe, --data-path)"
         )
+    found_parts = {
+        p.name: _PARTS[p.name.lower()]
+        for p in path.iterdir()
+        if p.is_dir() and p.name.lower() in _PARTS
+    }
+    # Without a training part they may be classes, such as "valid" and "invalid".
+    for name, part in sorted(found_parts.items()):
+        if "train" in found_parts.values() and name != part:
+            raise DataError(
+                f"{path.absolute()} has a folder {name!r}, which would be read as a class or not at all: rename it "
+                f"to {part!r}"
+            )
 
 
 def read_parts(path: Path, image_size: int | None) -> RawData:
