@@ -201,6 +201,21 @@ def test_progress_prints_lines_as_they_are(capsys: pytest.CaptureFixture[str]) -
     assert not captured.out
 
 
+def test_what_an_earlier_attempt_finished_took_no_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr(progress_module, "PERIOD", 0.02)
+    with progress(8, "epoch", 6) as line:
+        time.sleep(0.1)
+        line("epoch 7")
+        time.sleep(0.2)
+    said = capsys.readouterr().err.splitlines()
+    assert any(text.endswith("min so far") for text in said[: said.index("epoch 7")])
+    pattern = r"7 of 8 epochs, 0:00 min, 0\.\d s each, about 0:00 min left"
+    assert any(re.fullmatch(pattern, text) for text in said)
+
+
 def test_lines_within_a_step_do_not_count(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

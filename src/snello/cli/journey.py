@@ -36,10 +36,11 @@ def run(arguments: argparse.Namespace) -> None:
         training_table,
         write_report,
     )
-    from snello.lab.training import journey
+    from snello.lab.training import finished_epochs, journey
 
     recipe, folder = read_recipe(arguments), run_folder(arguments)
-    with progress(len(recipe.methods) * recipe.epochs + 1, "epoch") as line:
+    before = sum(finished_epochs(folder / m) for m in recipe.methods) if arguments.resume else 0
+    with progress(len(recipe.methods) * recipe.epochs + 1, "epoch", before) as line:
         result = journey(recipe, folder, resume=arguments.resume, progress=line)
     if not is_first():
         return

@@ -30,12 +30,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Train the network and show its result."""
     need_training(arguments)
     from snello.lab.reporting import Table, pages, percent, progress, show
-    from snello.lab.training import train
+    from snello.lab.training import finished_epochs, train
 
     # Options of methods that do not run need not be valid for this number of epochs.
     arguments.overrides = [f"--methods={json.dumps([arguments.method])}", *arguments.overrides]
     recipe, folder = read_recipe(arguments), run_folder(arguments)
-    with progress(recipe.epochs, "epoch") as line:
+    before = finished_epochs(folder) if arguments.resume else 0
+    with progress(recipe.epochs, "epoch", before) as line:
         result = train(
             recipe, arguments.method, folder,
             resume=arguments.resume, progress=line, matched=arguments.matched,

@@ -17,7 +17,7 @@ than the last one, so that the log of hours stays short."""
 
 
 @contextmanager
-def progress(total: int, unit: str = "step") -> Iterator[Callable[..., None]]:
+def progress(total: int, unit: str = "step", before: int = 0) -> Iterator[Callable[..., None]]:
     """Show a bar over `total` steps; yields a function that prints a line and advances the bar.
 
     With `done=False` it prints the line only: an epoch within a step.
@@ -28,10 +28,11 @@ def progress(total: int, unit: str = "step") -> Iterator[Callable[..., None]]:
     Args:
         total: number of steps; 0 if it is not known.
         unit: what a step is, such as "epoch".
+        before: how many of them an earlier attempt has finished; they took no time of this one.
     """
     console = _console()
     if not console.is_terminal:
-        pace = _Pace(total, unit)
+        pace = _Pace(total, unit, before)
         with _every_period(lambda: console.print(pace.text(), markup=False)):
 
             def said(text: str, *, done: bool = True) -> None:
@@ -50,7 +51,7 @@ def progress(total: int, unit: str = "step") -> Iterator[Callable[..., None]]:
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total or None)
+        task = bar.add_task("", total=total or None, completed=before)
 
         def line(text: str, *, done: bool = True) -> None:
             console.print(text, markup=False)
@@ -82,20 +83,20 @@ def _console() -> Any:
 class _Pace:
     """Steps that are done, and the time that they took."""
 
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit, self.done = total, unit, 0
+    def __init__(self, total: int, unit: str, before: int = 0) -> None:
+        self.total, self.unit, self.before, self.done = total, unit, before, before
         self._start = time.monotonic()
 
     def text(self) -> str:
         """`"3 of 12 epochs, 1:30 min, 30.0 s each, about 4:30 min left"`."""
         seconds = time.monotonic() - self._start
-        if not self.done:
+        if self.done == self.before:
             return f"{_clock(seconds)} so far"
         count = f"{self.done} of {self.total}" if self.total else f"{self.done}"
         steps = f"{count} {self.unit}s"
         if self.done >= self.total:
             return f"{steps}, {_clock(seconds)} so far"
-        pace = seconds / self.done
+        pace = seconds / (self.done - self.before)
         left = (self.total - self.done) * pace
         return f"{steps}, {_clock(seconds)}, {pace:.1f} s each, about {_clock(left)} left"
 

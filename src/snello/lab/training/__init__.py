@@ -47,6 +47,7 @@ from ._finetune import finetune as finetune  # noqa: E402
 from ._fit import train as train  # noqa: E402
 from ._fit import validate as validate  # noqa: E402
 from ._flags import flag_of as flag_of  # noqa: E402
+from ._folder import finished_epochs as finished_epochs  # noqa: E402
 from ._history import EpochRecord as EpochRecord  # noqa: E402
 from ._journey import JourneyResult as JourneyResult  # noqa: E402
 from ._journey import ShippedRow as ShippedRow  # noqa: E402
