@@ -123,9 +123,7 @@ def load_images(
     cache, size = {} if cache is None else cache, _size(arguments, shape)
     if (size, grey) not in cache:
         cache[size, grey] = _read(arguments, size, grey)
-    splits = cache[size, grey]
-    if not grey:
-        splits = replace(splits, order="bgr" if order == "bgr" else "rgb")
+    splits = replace(cache[size, grey], order="bgr" if order == "bgr" else "rgb")
     if splits.input_shape != tuple(shape):
         raise ModelError(
             f"the images of {splits.name!r} have the shape {splits.input_shape}, the model takes "

@@ -66,18 +66,15 @@ def check_folder(path: Path) -> None:
             f"no image folder in {path.absolute()}: it {found}; give the folder that "
             "holds train/CLASS or CLASS folders (data.path in a recipe, --data-path)"
         )
-    found_parts = {
-        p.name: _PARTS[p.name.lower()]
-        for p in path.iterdir()
-        if p.is_dir() and p.name.lower() in _PARTS
-    }
+    names = [p.name for p in path.iterdir() if p.is_dir()]
+    parts = {name: _PARTS[name.lower()] for name in names if name.lower() in _PARTS}
+    misnamed = sorted(name for name, part in parts.items() if name != part)
     # Without a training part they may be classes, such as "valid" and "invalid".
-    for name, part in sorted(found_parts.items()):
-        if "train" in found_parts.values() and name != part:
-            raise DataError(
-                f"{path.absolute()} has a folder {name!r}, which would be read as a class or not at all: rename it "
-                f"to {part!r}"
-            )
+    if misnamed and "train" in parts.values():
+        raise DataError(
+            f"{path.absolute()} has a folder {misnamed[0]!r}, which would be read as a class or not at all: rename "
+            f"it to {parts[misnamed[0]]!r}"
+        )
 
 
 def read_parts(path: Path, image_size: int | None) -> RawData:
