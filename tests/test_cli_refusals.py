@@ -76,6 +76,7 @@ def test_no_command_replaces_what_it_reads(
         (["compress", "model.pt", "--one-qp"], "--one-qp has no effect without --max-drop"),
         (["compress", "model.pt", DIGITS], "--data has no effect without --max-drop"),
         (["export", "model.pt", DIGITS], "--data has no effect without --format=onnx-int8"),
+        (["export", "model.pt", "--no-reduce-range"], "--no-reduce-range has no effect without --format=onnx-int8"),
         (["export", "model.pt", "--batch=4"], "--batch has no effect without --format=executorch"),
         (["bench-device", "kit", "model.pt", "--no-int8", DIGITS], "--data has no effect"),
         (["curate", "digits", "--ratio=0.5"], "--ratio has no effect without --kept"),

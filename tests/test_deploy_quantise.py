@@ -73,6 +73,27 @@ def test_one_value_per_sample_has_no_largest_output(tmp_path: Path) -> None:
     assert quantise(source, tmp_path / "int8.onnx", batches()).agreement is None
 
 
+class ChannelsLast(nn.Module):
+    """(N, classes, height, width) -> (N, positions, classes), as language models return them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize(("last", "axis"), [(nn.Identity(), 1), (ChannelsLast(), 2)])
+def test_agreement_is_over_the_classes_of_each_position(
+    last: nn.Module, axis: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), last).eval()
+    source = export(model, batches()[0], tmp_path / "net.onnx")
+    found = quantise(source, tmp_path / "int8.onnx", batches())
+    a, b = outputs(source), outputs(found.path)
+    assert a.shape[axis] == 6
+    assert found.agreement == float((a.argmax(axis) == b.argmax(axis)).double().mean())
+    assert 0.9 < found.agreement < 1
+
+
 def test_weights_are_int8_per_channel_and_activations_unsigned(plain: Path, tmp_path: Path) -> None:
     found = quantise(plain, tmp_path / "int8.onnx", batches())
     graph = onnx.load(str(found.path)).graph
@@ -93,6 +114,27 @@ def test_seven_bits_where_asked(plain: Path, tmp_path: Path) -> None:
     weights = [onnx.numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) > 1]
     assert max(abs(int(w.min())) for w in weights) <= 64
     assert max(int(w.max()) for w in weights) <= 64
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_seven_bits_where_sums_overflow(
+    overflow: bool, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_int8, "_sums_overflow", lambda: overflow)
+    found = quantise(plain, tmp_path / "int8.onnx", batches())
+    asked = quantise(plain, tmp_path / "asked.onnx", batches(), reduce_range=overflow)
+    assert found.reduce_range is asked.reduce_range is overflow
+    assert found.path.read_bytes() == asked.path.read_bytes()
+
+
+def test_the_overflow_is_that_of_a_layer(tmp_path: Path) -> None:
+    """Weights of 127 times inputs of 255: a sum of four is exact, or half of it."""
+    model = nn.Linear(4, 1, bias=False)
+    nn.init.ones_(model.weight)
+    x = torch.ones(1, 4)
+    source = export(model.eval(), x, tmp_path / "net.onnx")
+    found = quantise(source, tmp_path / "int8.onnx", [x], reduce_range=False)
+    assert (found.difference > 0.4) is onnx_int8._sums_overflow()
 
 
 def test_ranges_come_from_the_calibration(plain: Path, tmp_path: Path) -> None:
@@ -133,7 +175,7 @@ def test_outputs_that_are_not_finite_are_refused(
     monkeypatch.setattr(
         onnx_int8,
         "_first_outputs",
-        lambda file, data: real(file, data) * (1 if file == plain else torch.nan),
+        lambda file, data: [y * (1 if file == plain else torch.nan) for y in real(file, data)],
     )
     with pytest.raises(ModelError, match="not finite"):
         quantise(plain, tmp_path / "int8.onnx", batches())

@@ -30,6 +30,7 @@ EPILOG = (
     "example: snello export lean.pt --format=onnx-int8 --data=mnist --out=lean-int8.onnx"
 )
 INT8 = "onnx-int8"
+REDUCE_RANGE = ("--reduce-range", "--no-reduce-range")
 """Name of the variant that needs calibration data."""
 
 
@@ -48,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=int, default=1, help="fixed batch size of an executorch program; default: 1"
     )  # fmt: skip
+    parser.add_argument(
+        "--reduce-range",
+        action=argparse.BooleanOptionalAction,
+        help="int8 weights in 7 bits, as x86 CPUs without VNNI need; default: as this machine needs",
+    )
     add_calibration_arguments(parser)
 
 
@@ -57,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     format, int8 = _format(arguments), arguments.format == INT8
     if not int8:
-        refuse_without(arguments, "--format=onnx-int8", *CALIBRATION)
+        refuse_without(arguments, "--format=onnx-int8", *REDUCE_RANGE, *CALIBRATION)
     if format.any_batch:
         refuse_without(arguments, "--format=executorch", "--batch")
     model, record = read_model(arguments)
@@ -81,6 +87,11 @@ def run(arguments: argparse.Namespace) -> None:
             header.append("Same\nlargest output")
             row.append(percent(result["agreement"]))
         note = f"Calibrated and compared on {result['samples']} samples of {result['calibration']}."
+        if result["reduce_range"] and arguments.reduce_range is None:
+            note += (
+                " Weights have 7 bits: this CPU has no VNNI. For one that has, or an ARM CPU, export "
+                "with --no-reduce-range."
+            )
     if saved:
         note += " Normalisation, colour order and classes are in its metadata."
     finish(
@@ -131,13 +142,14 @@ def _int8(
     from snello.deploy import export_int8
 
     data, where = _calibration(record, arguments)
-    found = export_int8(model, record.inputs(), out, data)
+    found = export_int8(model, record.inputs(), out, data, reduce_range=arguments.reduce_range)
     return {
         "file": str(found.path),
         "bytes": found.bytes,
         "difference": found.difference,
         "mean_difference": found.mean_difference,
         "agreement": found.agreement,
+        "reduce_range": found.reduce_range,
         "samples": found.samples,
         "calibration": where,
     }

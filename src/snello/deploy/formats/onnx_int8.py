@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ class Quantised:
         difference: largest absolute difference from the float32 outputs over the calibration
             samples, relative to the largest magnitude of an output.
         mean_difference: mean absolute difference, relative to the mean magnitude.
-        agreement: share of samples with the same argmax of the first output (for a classifier, the
-            same class), in [0, 1]; None for one value per sample, which has no other argmax.
+        agreement: share of the predictions with the same argmax of the first output, in [0, 1]: of
+            the samples for a classifier, (N, classes); of the positions for a segmentation,
+            (N, classes, height, width), and for a language model, (N, length, classes). None for
+            outputs of other dimensions, and of one class, whose argmax is always the same.
+        reduce_range: True if the weights have 7 bits.
     """
 
     path: Path
@@ -44,6 +48,7 @@ class Quantised:
     difference: float
     mean_difference: float
     agreement: float | None
+    reduce_range: bool
 
 
 def quantise(
@@ -51,7 +56,7 @@ def quantise(
     path: str | os.PathLike[str],
     calibration: Iterable[Batch],
     *,
-    reduce_range: bool = False,
+    reduce_range: bool | None = None,
 ) -> Quantised:
     """Quantise an ONNX file to int8 (QDQ).
 
@@ -65,8 +70,9 @@ def quantise(
         path: the int8 file to write; missing folders are created.
         calibration: batches of inputs (B, ...), normalised as in deployment; 100 to 1000 samples
             are customary. They are kept in memory.
-        reduce_range: quantise weights to 7 bits, for x86 CPUs without VNNI, whose 16-bit sums may
-            overflow.
+        reduce_range: quantise weights to 7 bits, for x86 CPUs without VNNI: the sum of two products
+            is cut off at 16 bits there. None (default) does so if this machine is such a CPU; for a
+            file that is made on one machine and runs on another, give what the other one needs.
 
     Raises:
         ConfigError: for calibration data that is empty or does not fit the file's inputs.
@@ -84,16 +90,17 @@ def _quantised(
     source: Path,
     path: Path,
     calibration: Iterable[Batch],
-    reduce_range: bool,
+    reduce_range: bool | None,
     what: str,
 ) -> Quantised:
     require("onnx", "onnx", "int8 quantisation")
     names = [node.name for node in onnx_session(source).get_inputs()]
     batches = _checked(calibration, names)
     _check_layers(source, what)
+    reduce_range = _sums_overflow() if reduce_range is None else reduce_range
     with temporary_files_in(path.parent), writing(path) as temporary:
         _write(source, temporary, _Reader(names, batches), reduce_range, what)
-        return _compared(source, temporary, batches, path, what)
+        return _compared(source, temporary, batches, path, what, reduce_range)
 
 
 def export_int8(
@@ -102,7 +109,7 @@ def export_int8(
     path: str | os.PathLike[str],
     calibration: Iterable[Batch],
     *,
-    reduce_range: bool = False,
+    reduce_range: bool | None = None,
 ) -> Quantised:
     """Export a model to ONNX, verified, and [`quantise`][snello.deploy.formats.quantise] it to
     int8.
@@ -225,16 +232,41 @@ def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool, what: 
         raise ModelError(f"{what} cannot be quantised to int8: {first_line(error)}") from error
 
 
+@cache
+def _sums_overflow() -> bool:
+    """Test whether ONNX Runtime cuts off sums of int8 products at 16 bits on this machine."""
+    parser = require("onnx.parser", "onnx", "int8 quantisation")
+    runtime = require("onnxruntime", "onnx", "int8 quantisation")
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        sums (uint8[1, 4] x, int8[4, 1] w) => (int32[1, 1] y) { y = MatMulInteger(x, w) }"""
+    )
+    largest = {
+        "x": torch.full((1, 4), 255, dtype=torch.uint8),
+        "w": torch.full((4, 1), 127, dtype=torch.int8),
+    }
+    session = runtime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {name: value.numpy() for name, value in largest.items()})
+    return int(found.item()) != 4 * 255 * 127
+
+
 def _compared(
-    source: Path, int8: Path, batches: list[tuple[Tensor, ...]], path: Path, what: str
+    source: Path,
+    int8: Path,
+    batches: list[tuple[Tensor, ...]],
+    path: Path,
+    what: str,
+    reduce_range: bool,
 ) -> Quantised:
-    expected, found = (_first_outputs(file, batches) for file in (source, int8))
+    outputs = [_first_outputs(file, batches) for file in (source, int8)]
+    expected, found = (torch.cat([y.flatten() for y in of_file]) for of_file in outputs)
     if not bool(found.isfinite().all()):
         raise ModelError(
             f"the int8 outputs of {what} are not finite; nothing was written to {path}"
         )
     error, scale = (found - expected).abs().double(), expected.abs().double()
-    same = found.flatten(1).argmax(1) == expected.flatten(1).argmax(1)
     return Quantised(
         path=path,
         bytes=int8.stat().st_size,
@@ -243,16 +275,27 @@ def _compared(
         mean_difference=float(error.mean() / scale.mean())
         if bool(scale.any())
         else float(error.mean()),
-        agreement=float(same.double().mean()) if expected[0].numel() > 1 else None,
+        agreement=_agreement(*outputs),
+        reduce_range=reduce_range,
     )
 
 
-def _first_outputs(file: Path, batches: list[tuple[Tensor, ...]]) -> Tensor:
+CLASS_AXES = {2: 1, 3: 2, 4: 1}
+"""Dimensions of an output -> the one of the classes."""
+
+
+def _agreement(expected: list[Tensor], found: list[Tensor]) -> float | None:
+    axis = CLASS_AXES.get(expected[0].dim())
+    if axis is None or expected[0].shape[axis] < 2:
+        return None
+    same = [a.argmax(axis) == b.argmax(axis) for a, b in zip(expected, found, strict=True)]
+    return float(torch.cat([s.flatten() for s in same]).double().mean())
+
+
+def _first_outputs(file: Path, batches: list[tuple[Tensor, ...]]) -> list[Tensor]:
     bind = Onnx().load((file,), threads=1)
     try:
-        outputs = (flat(bind(batch)())[0] for batch in batches)
-        # One row per sample; a single row for outputs without a batch dimension.
-        return torch.cat([y.reshape(len(y) if y.dim() else 1, -1) for y in outputs])
+        return [flat(bind(batch)())[0] for batch in batches]
     except ModelError:
         raise
     except Exception as error:
