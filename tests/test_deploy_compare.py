@@ -245,7 +245,8 @@ def test_export_int8_says_what_it_was_calibrated_on(
     assert 0 < result["difference"] < 0.2
     assert main([*argv, "--reduce-range"]) == 0
     reduced = json.loads(Path(f"{out}.json").read_text())
-    assert reduced["reduce_range"] and 0 < reduced["difference"] < 0.2
+    assert reduced["reduce_range"]
+    assert 0 < reduced["difference"] < 0.2
     assert main([*argv[:-1], "--samples=0"]) == 1
     assert "--samples=0" in capsys.readouterr().err
 

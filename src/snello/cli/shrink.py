@@ -137,7 +137,6 @@ def run(arguments: argparse.Namespace) -> None:
         round_to=arguments.round_to, exclude=listed(arguments.exclude), trials=arguments.trials,
         threads=arguments.threads, folder=arguments.folder, on_candidate=_say,
     )  # fmt: skip
-    warn_if_few(found.samples, arguments.max_drop)
     record = work["record"]
     path = _write(arguments, found, record, out, work["calibration"])
     title = f"{record.model.label}: the least {arguments.minimise} within a drop of {arguments.max_drop:g}"
@@ -180,6 +179,7 @@ def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record
     check_fits(record.model.name, model, splits)
     warn_if_seen(arguments, splits)
     validation = list(loader(splits.validation, splits, BATCH, limit=arguments.validation_images))
+    warn_if_few(sum(len(labels) for _, labels in validation), arguments.max_drop)
     batches = loader(splits.train, splits, BATCH, shuffle=True, seed=0, limit=arguments.calibration)
 
     def right(network: nn.Module) -> Tensor:
@@ -214,6 +214,7 @@ def _from_samples(
     labels = samples.answers(model) if samples.labels is None else samples.labels
     if samples.labels is None:
         warn("no labels in the file: the share of unchanged answers is the quality", "note")
+    warn_if_few(len(labels), arguments.max_drop)
 
     def right(network: nn.Module) -> Tensor:
         return (samples.answers(network) == labels).double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from snello.errors import ConfigError
@@ -31,7 +33,19 @@ def check_device(recipe: Recipe) -> None:
         )
     if device == "cpu" and recipe.precision == "16-mixed":
         raise ConfigError("precision '16-mixed' needs a GPU: on the CPU use --precision=bf16-mixed")
+    if recipe.precision == "bf16-mixed":
+        warn_if_emulated(device)
     if device == "cpu" and recipe.sync_batchnorm:
         raise ConfigError(
             "sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on the CPU"
+        )
+
+
+def warn_if_emulated(device: str) -> None:
+    """Warn of bfloat16 on an x86 CPU that computes it in software."""
+    if device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        warnings.warn(
+            "this CPU (AVX2) has no instructions for bfloat16: a training step may take ten times as "
+            "long as in float32",
+            stacklevel=2,
         )

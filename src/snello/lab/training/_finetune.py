@@ -17,6 +17,7 @@ from snello.lab.datasets import Splits, loader
 from snello.pruning.recovery import FeatureDistillation, distillation
 
 from ._descent import descend
+from ._device import warn_if_emulated
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def finetune(
         raise ConfigError("distil needs a teacher: pass the network before pruning as teacher=")
     alike = _features(model, teacher, settings)
     device = next(model.parameters()).device
+    if settings.precision == "bf16":
+        warn_if_emulated(device.type)
     batches, optimizer = batches_and_optimizer(model, splits, settings)
     steps = max(1, settings.epochs * len(batches))
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -203,7 +203,7 @@ def plan_channels(
             f"{keep} cannot be reached: with a least width of every dimension there stay "
             f"{least.macs / max(dense.macs, 1):.3f} of the MACs and "
             f"{least.parameters / dense.parameters:.3f} of the parameters; keep more, or lower "
-            f"{'round_to or ' if round_to > 1 else ''}keep_at_least (of limits=LayerLimits(...))"
+            f"{'round_to or ' if round_to > 1 else ''}keep_at_least (limits=LayerLimits(...), --keep-at-least)"
         )
     low, high = 0, choice.most  # bisection for the smallest count that is within the bounds
     while low < high:

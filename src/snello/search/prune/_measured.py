@@ -244,7 +244,7 @@ class _Search:
             f"{self._sizes.keep} cannot be reached: with everything removed that may be there stay "
             f"{size.macs / max(self._sizes.dense.macs, 1):.3f} of the MACs and "
             f"{size.parameters / self._sizes.dense.parameters:.3f} of the parameters; keep more, or "
-            "lower round_to or keep_at_least (of limits=LayerLimits(...))"
+            "lower round_to or keep_at_least (limits=LayerLimits(...), --keep-at-least)"
         )
 
 
