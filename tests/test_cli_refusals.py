@@ -114,6 +114,8 @@ def test_a_drop_in_points_is_no_share(
     ("words", "said"),
     [
         (["simplify", "lean.onnx"], "lean.onnx is an exported file, from which no model is built"),
+        (["simplify", "model.pt", "--out=lean.json"], "--out=lean.json: this command writes a model file, *.pt"),
+        (["sweep", "model.pt", DIGITS, "--apply=0.5", "--out=sweep.json"], "writes a model file, *.pt"),
         (["simplify", "folder"], "folder is a folder: name a model file in it"),
         (["inspect", "half.snello"], "half.snello: truncated or damaged"),
         (["export", "half.snello"], "half.snello: truncated or damaged"),

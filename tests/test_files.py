@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,20 @@ def test_a_temporary_folder_shares_the_disk_and_goes(tmp_path: Path) -> None:
         (folder / "part").write_bytes(b"1")
         (folder / "part").rename(tmp_path / "model.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("making", "named"), [(folder_beside, "part"), (writing_folder, "kit/part")]
+)
+def test_errors_name_no_temporary_folder(making: Any, named: str, tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with making(tmp_path / "kit") as folder:
+            (folder / "part").mkdir()
+            write_bytes(folder / "part", b"1")
+
+    with pytest.raises(OutputError, match=re.escape(f"cannot write {tmp_path / named}: ")):
+        interrupted()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ import torch
 
 import snello
 from snello.cli import main
-from snello.store import archives, load
+from snello.errors import OutputError
+from snello.store import ModelSpec, Record, archives, build, load, save
 
 pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
@@ -275,6 +276,48 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     assert main([*RUN, f"--out={out}", "--resume"]) == 0
     assert main([*RUN, f"--out={straight}"]) == 0
     _check_equal(straight, out)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["measure", "model.pt", "--repeats=1", "--warmup=0", "--out=lean.json"],
+        [
+            "sweep",
+            "model.pt",
+            "--data=digits",
+            "--ratios=0.5",
+            "--importances=l1",
+            "--out=lean.json",
+        ],
+        ["prune", "model.pt", "--data=digits", "--macs=0.5", "--importance=l2", "--out=lean.pt"],
+        [
+            "shrink",
+            "model.pt",
+            "--data=digits",
+            "--minimise=macs",
+            "--allow=channels",
+            "--out=lean",
+        ],
+        ["curate", "digits", "--limit=100", "--epochs=1", "--out=lean.json"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_page_that_does_not_fit_leaves_the_numbers(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """Pages have 0.9 MB, numbers a few kB."""
+    monkeypatch.chdir(tmp_path)
+    spec = ModelSpec("lenet-300-100", {"in_features": 64})
+    save("model.pt", build(spec), Record(spec, (1, 8, 8)))
+
+    def full(*_: Any) -> None:
+        raise OutputError("No space left on device")
+
+    monkeypatch.setattr("snello.lab.reporting.pages.write_page", full)
+    assert main(words) == 1
+    (numbers,) = Path().glob("lean*.json")
+    assert json.loads(numbers.read_text())
 
 
 @pytest.mark.slow

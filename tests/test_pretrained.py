@@ -48,6 +48,38 @@ def test_a_saved_folder_comes_back_lean_and_plain_loading_refuses_it(
         type(lean).from_pretrained(tmp_path)
 
 
+def test_numbers_in_a_configuration_name_no_file(tmp_path: Path) -> None:
+    """GPT-2's `scale_attn_weights`, Swin's window sizes and a class with the name "url"."""
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 20, "n_positions": 8}
+    text = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small)).eval()
+    text.save_pretrained(tmp_path)
+    _same(text, load(tmp_path)[0], torch.arange(8)[None])
+
+    small = {"image_size": 16, "embed_dim": 8, "depths": [1], "num_heads": [2], "window_size": 2}
+    config = transformers.Swinv2Config(**small, id2label={0: "file", 1: "url"})
+    swin = transformers.Swinv2ForImageClassification(config).eval()
+    spec = ModelSpec("transformers:Swinv2ForImageClassification", {"config": config.to_dict()})
+    again, _ = load(save(tmp_path / "swin.pt", swin, Record(spec, (3, 16, 16))))
+    _same(swin, again, torch.randn(1, 3, 16, 16))
+
+
+@pytest.mark.exhaustive
+def test_no_configuration_of_transformers_is_taken_for_a_download() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from seams.store import loading_argument
+
+    refused = {}
+    for name in CONFIG_MAPPING:
+        try:
+            values = CONFIG_MAPPING[name]().to_dict()
+        except Exception:  # needs arguments, or another library
+            continue
+        if (key := loading_argument("transformers", values)) is not None:
+            refused[name] = key
+    assert not {name: key for name, key in refused.items() if "backbone" not in key.lower()}
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("suffix", ["pt", "snello"])
 @pytest.mark.parametrize("name", ["ViT", "Llama, grouped queries"])

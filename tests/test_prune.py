@@ -465,6 +465,17 @@ def test_options_of_importances_tell_folders_apart(first: Any, second: Any) -> N
     assert name_of(first) != name_of(second)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that is read-only")
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step() -> None:
+    def fit(_: nn.Module) -> None:
+        raise AssertionError("fine-tuned all the same")
+
+    with pytest.raises(
+        ConfigError, match="prune: cannot make the folder /proc/self, or write to it"
+    ):
+        prune(_resnet(), X, Keep(macs=0.8), folder="/proc/self", fit=fit)
+
+
 def test_a_narrower_bound_ends_a_folder_where_it_is_broken(tmp_path: Path) -> None:
     qualities = iter([0.9, 0.8, 0.8, 0.5, 0.6])
     options: dict[str, Any] = {"steps": 2, "folder": tmp_path, "fit": lambda _: None}

@@ -189,8 +189,15 @@ def check_new_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk as `path`, so that its files can be renamed to it."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    """A temporary folder on the same disk as `path`, so that its files can be renamed to it.
+
+    Raises:
+        OutputError: of the block, with the temporary folder's parent in its place.
+    """
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+        _called(path.parent, folder),
+    ):
         yield Path(folder)
 
 
@@ -206,10 +213,20 @@ def writing_folder(path: Path) -> Iterator[Path]:
         with folder_beside(path) as temporary:
             inside = temporary / "whole"
             inside.mkdir()
-            yield inside
+            with _called(path, str(inside)):
+                yield inside
             inside.replace(path)
     except OSError as error:
         raise OutputError(_cannot_write(path, error, 0)) from error
+
+
+@contextmanager
+def _called(path: Path, temporary: str) -> Iterator[None]:
+    """Name a folder in errors by its path, not by a temporary name that no user knows."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(str(error).replace(temporary, str(path))) from error
 
 
 def _make_folder(path: Path) -> None:

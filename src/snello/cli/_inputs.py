@@ -197,12 +197,12 @@ def check_model_file(
         in_place: the file may be the one that is read, because nothing of it is lost.
 
     Raises:
-        ConfigError: also for the suffix of a bitstream or an export.
+        ConfigError: also for the suffix of a bitstream, an export, or what is written beside a model.
     """
     from snello.deploy import FORMATS
     from snello.store import Container
 
-    if Path(path).suffix in (Container.suffix, *FORMATS):
+    if Path(path).suffix in (Container.suffix, *FORMATS, ".json", ".html"):
         raise ConfigError(
             f"--out={path}: this command writes a model file, *.pt; use 'snello compress' or "
             "'snello export' for other formats"
@@ -246,7 +246,10 @@ def refuse_without(arguments: argparse.Namespace, need: str, *options: str) -> N
 
 
 def finish(table: Table, result: Any, path: str | Path) -> None:
-    """Show a result as a table and write it as JSON."""
+    """Show a result as a table and write it as JSON.
+
+    Call it before pages and plots are written, which may find the disk full: the numbers are small.
+    """
     from snello.lab.reporting import as_json, show
 
     show(table)

@@ -100,15 +100,6 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         **({"suspects": suspects} if len(suspects) else {}),
         "duplicates": pairs.flatten()[: 2 * arguments.count],
     }
-    written = [
-        plot_scores(scores, Path(f"{out}.png"), f"{splits.name}: {len(labels)} training images")
-    ]
-    for name, indices in sheets.items():
-        captions = [f"{int(i)}: {splits.classes[int(labels[i])]}"[:22] for i in indices]
-        title = f"{splits.name}: {name}"
-        written.append(
-            contact_sheet(splits, indices.tolist(), captions, Path(f"{out}.{name}.png"), title)
-        )
     rows = [
         ("training images", str(len(labels))),
         ("right in the last epoch", f"{float((usual > 0).float().mean()):.1%}"),
@@ -136,12 +127,17 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
     note = "Indices count the training part, after the validation images were set aside."
     table = Table(f"{splits.name}: samples", ("Fact", "Value"), tuple(rows), note)
     page = pages.curation_page(f"{splits.name}: training images", scores, table, result)
-    written.append(pages.write_page(page, f"{out}.html"))
     finish(table, result, out)
     if arguments.kept:
-        written.append(_selected(arguments, recording, scores).save(arguments.kept))
-    for path in written:
-        print(f"written: {path}")
+        print(f"written: {_selected(arguments, recording, scores).save(arguments.kept)}")
+    drawn = plot_scores(scores, Path(f"{out}.png"), f"{splits.name}: {len(labels)} training images")
+    print(f"written: {drawn}")
+    for name, indices in sheets.items():
+        captions = [f"{int(i)}: {splits.classes[int(labels[i])]}"[:22] for i in indices]
+        file = Path(f"{out}.{name}.png")
+        sheet = contact_sheet(splits, indices.tolist(), captions, file, f"{splits.name}: {name}")
+        print(f"written: {sheet}")
+    print(f"written: {pages.write_page(page, f'{out}.html')}")
 
 
 def _files(splits: Any, indices: Any) -> dict[str, Any]:

@@ -71,5 +71,5 @@ def run(arguments: argparse.Namespace) -> None:
     )
     show(paper)
     page = pages.measurement_page(profiles, (paper, clock), named_code(arguments))
-    print(f"written: {pages.write_page(page, out.with_suffix('.html'))}")
     finish(clock, result, out)
+    print(f"written: {pages.write_page(page, out.with_suffix('.html'))}")

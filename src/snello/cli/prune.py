@@ -184,9 +184,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.file is not None:
         files = {"dense": arguments.file, "pruned": out}
         page = pages.with_layers(page, files, named_code(arguments))
-    pages.write_page(page, f"{out}.html")
-    print(f"written: {out}, {out}.html")
+    print(f"written: {out}")
     finish(table, page.data, Path(f"{out}.json"))
+    print(f"written: {pages.write_page(page, f'{out}.html')}")
 
 
 def _keep(arguments: argparse.Namespace) -> Keep:

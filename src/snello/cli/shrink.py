@@ -147,9 +147,9 @@ def run(arguments: argparse.Namespace) -> None:
         page = pages.with_layers(
             page, {"dense": arguments.file, "chosen": path}, named_code(arguments)
         )
-    pages.write_page(page, f"{path}.html")
-    print(f"written: {path}, {path}.html")
+    print(f"written: {path}")
     finish(table, page.data, Path(f"{path}.json"))
+    print(f"written: {pages.write_page(page, f'{path}.html')}")
 
 
 def _stem(arguments: argparse.Namespace) -> Path:

@@ -110,8 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
         facts["applied"] = applied = _apply(arguments, subject, points, out)
     table = Table(title, header, rows, note)
     page = pages.sweep_page(title, facts, points, table, arguments.granularity)
-    print(f"written: {pages.write_page(page, report.with_suffix('.html'))}")
     finish(table, page.data, report)
+    print(f"written: {pages.write_page(page, report.with_suffix('.html'))}")
     axis = f"{arguments.granularity}s left [%]"
     print(f"written: {plot_potential(curves, Path(f'{report}.png'), title, xlabel=axis)}")
     if out is not None:

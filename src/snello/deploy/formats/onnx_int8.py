@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from snello.deploy._verify import batch_of, first_line, flat, quiet, relative_difference, shapes
 from snello.errors import ConfigError, ModelError, require
-from snello.files import temporary_files_in, writing
+from snello.files import folder_beside, temporary_files_in, writing
 from snello.graph import Example, as_inputs, class_name
 
 from .onnx import Onnx, onnx_session
@@ -130,8 +129,8 @@ def export_int8(
         MissingExtraError: without onnx, onnxscript or onnxruntime.
     """
     path = Onnx().writable(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        source = Onnx().export(model, example_inputs, Path(folder) / "float32.onnx")
+    with folder_beside(path) as folder:
+        source = Onnx().export(model, example_inputs, folder / "float32.onnx")
         return _quantised(source, path, calibration, reduce_range, class_name(model))
 
 
@@ -209,11 +208,8 @@ def _write(source: Path, path: Path, reader: _Reader, reduce_range: bool, what: 
     quantization = require("onnxruntime.quantization", "onnx", "int8 quantisation")
     kinds = quantization.QuantType
     try:
-        with (
-            quiet(),
-            tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
-        ):
-            prepared = Path(folder) / "prepared.onnx"
+        with quiet(), folder_beside(path) as folder:
+            prepared = folder / "prepared.onnx"
             # Infers shapes and fuses BatchNorm, so that ranges belong to the graph that will run.
             quantization.quant_pre_process(str(source), str(prepared))
             quantization.quantize_static(

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, final
 
 from torch import nn
@@ -14,6 +13,7 @@ from torch import nn
 from snello.deploy._runners import random_inputs
 from snello.deploy._verify import first_line
 from snello.errors import ModelError
+from snello.files import folder_beside
 
 from .format import Bind, Files, Format, Inputs
 from .onnx import Onnx
@@ -46,8 +46,8 @@ class OpenVino(Format):
 
     def write(self, model: nn.Module, inputs: Inputs, files: Files) -> None:
         openvino = self.require("openvino", "export")
-        with TemporaryDirectory(dir=files[0].parent, prefix=files[0].name) as folder:
-            onnx = Path(folder) / "model.onnx"
+        with folder_beside(files[0]) as folder:
+            onnx = folder / "model.onnx"
             Onnx().write(model, inputs, (onnx,))
             made = onnx.with_suffix(".xml")  # OpenVINO refuses the temporary files' suffix
             self._save(openvino.convert_model(onnx), made, files)
@@ -65,8 +65,8 @@ class OpenVino(Format):
     def add_metadata(self, path: Path, facts: Mapping[str, Any]) -> bool:
         graph = self._graph(self.files(path))
         graph.set_rt_info(json.dumps(self.metadata(path) | dict(facts)), METADATA)
-        with TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
-            self._save(graph, Path(folder) / "model.xml", self.files(path))
+        with folder_beside(path) as folder:
+            self._save(graph, folder / "model.xml", self.files(path))
         return True
 
     def load(self, files: Files, threads: int) -> Bind:

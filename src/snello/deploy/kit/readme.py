@@ -19,6 +19,8 @@ This takes about a minute and writes `device.json`. Copy this file back and comp
 `snello report measure.json device.json`.
 {profile}
 - Raspberry Pi: use a 64-bit system (`uname -m` prints aarch64); ONNX Runtime has no 32-bit packages.
+- Debian and Raspberry Pi OS refuse `pip install` for their own Python ("externally-managed-environment"): write
+  `python3 -m venv .venv`, and `.venv/bin/python` in place of `python` above.
 - Android: use a terminal with a 64-bit Linux, such as Termux with `proot-distro install debian`.
 - `--threads 4`, `--batch 8`, `--repeats 200` change the conditions, which are recorded in the result.
 - A board without cooling slows down when it is hot: let it cool, and run twice. The result contains the temperature

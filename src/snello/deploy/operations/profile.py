@@ -112,7 +112,10 @@ def read_profile(path: str | os.PathLike[str]) -> DeviceProfile:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}; it must be the profile.json that "
+            "bench.py --profile writes, in a kit made with --profile"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no JSON, or damaged: {error}") from error
     given = data.get("format") if isinstance(data, dict) else None

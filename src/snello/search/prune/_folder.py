@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,16 +41,19 @@ class Folder:
 
         Raises:
             ConfigError: with the settings that differ, for settings that are no plain values, and
-                for a path that is no folder.
+                for a path that is no folder, or one that cannot be written to.
         """
         if self.path is None:
             return
         plain(self.settings, "prune")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            # Before the first step, whose fine-tuning would be lost. Without a name that another
+            # process could use at the same time.
+            tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise ConfigError(
-                f"prune: cannot make the folder {self.path}: {error.strerror}"
+                f"prune: cannot make the folder {self.path}, or write to it: {error.strerror}"
             ) from error
         if (self.path / TABLE).is_file():
             self._check_settings(self._table()["settings"])
