@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seams.store import loading_argument
 from snello import CodecSettings, Record, load, plan_of, save, simplify
 from snello.errors import ModelError
 from snello.graph import Inputs
@@ -63,11 +64,16 @@ def test_numbers_in_a_configuration_name_no_file(tmp_path: Path) -> None:
     _same(swin, again, torch.randn(1, 3, 16, 16))
 
 
+@pytest.mark.parametrize("key", ["pretrained", "use_pretrained_backbone", "trust_remote_code"])
+@pytest.mark.parametrize("value", [True, 1, [1], (True,), "yes"])
+def test_switches_of_downloads_are_refused_in_any_form(key: str, value: object) -> None:
+    assert loading_argument("transformers", {"config": {key: value}}) is not None
+    assert loading_argument("transformers", {key: value}) is not None
+
+
 @pytest.mark.exhaustive
 def test_no_configuration_of_transformers_is_taken_for_a_download() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    from seams.store import loading_argument
 
     refused = {}
     for name in CONFIG_MAPPING:

@@ -38,8 +38,8 @@ _LOADING = re.compile(
     r"|quantization_config|local_dir|hf_hub|url$|^file(name)?$|^revision$",
     re.IGNORECASE,
 )
-# Of those, the ones that a single number switches on.
-_SWITCH = re.compile(r"pretrained|trust_remote_code", re.IGNORECASE)
+# Of those, the ones that a number switches on.
+_SWITCH = re.compile(r"pretrained(?!_window_size)|trust_remote_code", re.IGNORECASE)
 # Entries of a transformers config that name another model, possibly on the hub.
 _BACKBONE = re.compile(r"backbone", re.IGNORECASE)
 # Other implementations are downloaded from the hub as compiled kernels.
@@ -172,9 +172,8 @@ def loading_argument(library: str, arguments: Mapping[str, Any]) -> str | None:
 
 def _only_numbers(key: str, value: Any) -> bool:
     """Return True for numbers that select no file, such as `scale_attn_weights: True` of GPT-2."""
-    if isinstance(value, (list, tuple)):
-        return all(isinstance(v, (int, float)) for v in value)
-    return isinstance(value, (int, float)) and not _SWITCH.search(key)
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(isinstance(v, (int, float)) for v in values) and not _SWITCH.search(key)
 
 
 def _leaves(value: Any) -> list[Any]:
