@@ -14,7 +14,7 @@ from typing import Any, get_args
 from snello.deploy import _device_bench as bench
 from snello.deploy._runners import check_threads
 from snello.errors import ConfigError, require
-from snello.files import write_text
+from snello.files import read_json, write_text
 
 from .fit import LatencyFit, fit_latency
 from .operation import Operation, Precision
@@ -109,12 +109,7 @@ def read_profile(path: str | os.PathLike[str]) -> DeviceProfile:
     Raises:
         ConfigError: if the file does not exist or is no profile.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON, or damaged: {error}") from error
+    data = read_json(path)
     given = data.get("format") if isinstance(data, dict) else None
     if given != bench.PROFILE:
         raise ConfigError(
