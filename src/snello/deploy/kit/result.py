@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from snello.deploy import _device_bench as bench
+from snello.deploy.operations.operation import Precision
 from snello.errors import ConfigError
 from snello.files import read_json
-
-from .models import Precision
 
 
 @dataclass(frozen=True)
