@@ -21,7 +21,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -106,6 +107,15 @@ def check_state(state: object, entries: Iterable[str], owner: str) -> None:
         f"not a state of {owner}: this {type(state).__name__} lacks {', '.join(missing)}; pass what "
         f"{owner}.state_dict() returned",
     )
+
+
+@contextmanager
+def naming(where: str, *kinds: type[SnelloError]) -> Iterator[None]:
+    """Put a place, such as the path of a file, before the messages of errors of some kinds."""
+    try:
+        yield
+    except kinds as error:
+        raise type(error)(f"{where}: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
