@@ -11,7 +11,14 @@ from snello.files import write_bytes
 
 from ._data import check_drop
 from ._images import with_classes
-from ._inputs import add_model_arguments, check_output, finish, read_model, refuse_without
+from ._inputs import (
+    add_model_arguments,
+    check_named_model,
+    check_output,
+    finish,
+    read_model,
+    refuse_without,
+)
 from ._own_code import named_code
 from ._rate import SEARCH, add_rate_arguments, search, search_images
 
@@ -57,13 +64,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Code the model, write the bitstream and report the sizes."""
     from snello.deploy import footprint
     from snello.lab.reporting import Table, busy, megabytes
-    from snello.store import check_loadable, save
+    from snello.store import save
 
     settings, found, metric = _settings(arguments), None, arguments.metric
     model, record = read_model(arguments)
     out = _out(arguments)
-    if arguments.model is not None and not arguments.raw:
-        check_loadable(model, record, str(out), trust=named_code(arguments))
+    if not arguments.raw:
+        check_named_model(arguments, model, record, out)
     size = footprint(model, record.inputs(1)).bytes
     if arguments.max_drop is not None:
         with busy("searching"):
