@@ -118,6 +118,11 @@ def naming(where: str, *kinds: type[SnelloError]) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from error
 
 
+def reason_of(error: BaseException) -> str:
+    """First line of an error's message, or the name of its class."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint to append to a wrong name, `" (did you mean 'epochs'?)"`; may be empty."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from snello.errors import ModelError
+from snello.errors import ModelError, reason_of
 from snello.neurons import neuron_layers, tied_parameters
 from snello.wrappers import unwrapped
 
@@ -118,9 +118,8 @@ def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
     try:
         tape = needed(record(model, inputs))
     except Exception as second:
-        reason = str(second).partition("\n")[0]
         raise ModelError(
-            f"{error} A run of it cannot be recorded either: {reason}{where(second, model)}"
+            f"{error} A run of it cannot be recorded either: {reason_of(second)}{where(second, model)}"
         ) from second
     if not any(map(math.prod, tape.output_shapes)):
         raise ModelError(
@@ -137,7 +136,7 @@ def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
 def _told(error: BaseException) -> str:
     """The first line of an error of torch.fx, with the line of the model's code that raised it."""
     place = place_of_error(error.__cause__ or error)
-    first = str(error).partition("\n")[0].rstrip(". ")
+    first = reason_of(error).rstrip(". ")
     return first if place is None or place in first else f"{first} (at {place})"
 
 
@@ -217,7 +216,7 @@ def _cannot_trace(model: nn.Module, error: Exception) -> ModelError:
 def does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelError:
     """The error for a model that raises one on its example inputs, with the place and advice."""
     shapes = ", ".join(map(str, inputs.shapes))
-    reason = str(error).partition("\n")[0]
+    reason = reason_of(error)
     unbound = isinstance(error, TypeError) and "argument" in reason
     keywords = (
         "; the forward takes "
