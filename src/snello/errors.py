@@ -24,6 +24,7 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import TypeGuard
 
 
 class SnelloError(Exception):
@@ -88,6 +89,16 @@ def check_option(condition: bool, message: str) -> None:
     """
     if not condition:
         raise ConfigError(message)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return true for an int or a float; a bool, which Python counts as an int, is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return true for an int; a bool, which Python counts as one, is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_state(state: object, entries: Iterable[str], owner: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from snello.deploy import _device_bench as bench
 from snello.deploy._runners import check_threads
-from snello.errors import ConfigError, require
+from snello.errors import ConfigError, is_number, require
 from snello.files import read_json, write_text
 
 from .fit import LatencyFit, fit_latency
@@ -150,10 +150,9 @@ def _model_of(entry: Mapping[str, Any]) -> ProfiledModel:
 
 
 def _positive(ms: object, name: str) -> float:
-    number = isinstance(ms, (int, float)) and not isinstance(ms, bool)
-    if not (number and 0 < ms < float("inf")):  # type: ignore[operator]
+    if not (is_number(ms) and 0 < ms < float("inf")):
         raise ValueError(f"{name}: {ms!r} is no time in milliseconds")
-    return float(ms)  # type: ignore[arg-type]
+    return float(ms)
 
 
 def this_device(
