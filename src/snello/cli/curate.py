@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError
 
 from ._data import add_data_arguments
 from ._inputs import check_json_file, check_output, device, finish, json_object, refuse_without
 from ._names import complete_with, datasets, models
+
+if TYPE_CHECKING:
+    from snello.lab.reporting import Table
 
 HELP = "find hard, easy, mislabelled and duplicate images of a dataset; choose those to train on"
 EPILOG = "example: snello curate digits --epochs=10 --keep=ccs --ratio=0.5 --kept=kept.json --out=digits.json"
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace, out: Path) -> None:
     from snello.curation import aum, el2n, forgetting, near_duplicates, noise
     from snello.lab.datasets import load_dataset
-    from snello.lab.reporting import Table, busy, contact_sheet, pages, plot_scores
+    from snello.lab.reporting import busy, pages, plot_scores
 
     pages.check_libraries()
     splits = load_dataset(
@@ -88,11 +91,9 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         seen = _recorded(arguments, splits)
     recording, labels = seen.recording, seen.recording.labels
     scores = {"AUM": aum(recording), "EL2N": el2n(recording), "forgetting": forgetting(recording)}
-    never = (recording.margin <= 0).all(0)  # their number of forgettings is that of the epochs
     order = noise(recording).argsort(descending=True, stable=True)
     # The network believes another class in most epochs.
     suspects = order[: int((scores["AUM"] < 0).sum())][: arguments.count]
-    usual = recording.margin[-1]
     pairs, likeness = near_duplicates(seen.features, arguments.count)
     sheets = {
         "hardest": el2n(recording).argsort(descending=True, stable=True)[: arguments.count],
@@ -100,30 +101,10 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         **({"suspects": suspects} if len(suspects) else {}),
         "duplicates": pairs.flatten()[: 2 * arguments.count],
     }
-    written = [
-        plot_scores(scores, Path(f"{out}.png"), f"{splits.name}: {len(labels)} training images")
-    ]
-    for name, indices in sheets.items():
-        captions = [f"{int(i)}: {splits.classes[int(labels[i])]}"[:22] for i in indices]
-        title = f"{splits.name}: {name}"
-        written.append(
-            contact_sheet(splits, indices.tolist(), captions, Path(f"{out}.{name}.png"), title)
-        )
-    rows = [
-        ("training images", str(len(labels))),
-        ("right in the last epoch", f"{float((usual > 0).float().mean()):.1%}"),
-        ("never right", str(int(never.sum()))),
-        ("AUM below 0: label suspects", str(int((scores["AUM"] < 0).sum()))),
-        ("forgotten at least once", str(int(((scores["forgetting"] > 0) & ~never).sum()))),
-        (
-            "pairs above 0.999 likeness",
-            f"{int((likeness > 0.999).sum())} of the {len(pairs)} closest",
-        ),
-        (
-            "cost of recording",
-            f"{recording.seconds:.1f} s, {recording.presentations} presentations",
-        ),
-    ]
+    title = f"{splits.name}: {len(labels)} training images"
+    written = [plot_scores(scores, Path(f"{out}.png"), title), *_drawn(splits, labels, sheets, out)]
+    close = f"{int((likeness > 0.999).sum())} of the {len(pairs)} closest"
+    table = _table(splits.name, recording, scores, close)
     result = {
         "data": splits.name, "source": splits.source, "epochs": recording.epochs,
         "seconds": recording.seconds, "presentations": recording.presentations,
@@ -133,8 +114,6 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
                        for pair, value in zip(pairs, likeness, strict=True)],
         "scores": {name: [round(float(v), 6) for v in values] for name, values in scores.items()},
     }  # fmt: skip
-    note = "Indices count the training part, after the validation images were set aside."
-    table = Table(f"{splits.name}: samples", ("Fact", "Value"), tuple(rows), note)
     page = pages.curation_page(f"{splits.name}: training images", scores, table, result)
     written.append(pages.write_page(page, f"{out}.html"))
     finish(table, result, out)
@@ -142,6 +121,40 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         written.append(_selected(arguments, recording, scores).save(arguments.kept))
     for path in written:
         print(f"written: {path}")
+
+
+def _drawn(splits: Any, labels: Any, sheets: dict[str, Any], out: Path) -> list[Path]:
+    """Draw the images of each sheet; the files."""
+    from snello.lab.reporting import contact_sheet
+
+    found = []
+    for name, indices in sheets.items():
+        captions = [f"{int(i)}: {splits.classes[int(labels[i])]}"[:22] for i in indices]
+        path, title = Path(f"{out}.{name}.png"), f"{splits.name}: {name}"
+        found.append(contact_sheet(splits, indices.tolist(), captions, path, title))
+    return found
+
+
+def _table(name: str, recording: Any, scores: dict[str, Any], close: str) -> Table:
+    """Table of counts; `close` is the number of pairs that are nearly the same, in words."""
+    from snello.lab.reporting import Table
+
+    never = (recording.margin <= 0).all(0)  # their number of forgettings is that of the epochs
+    right = float((recording.margin[-1] > 0).float().mean())
+    rows = (
+        ("training images", str(len(recording.labels))),
+        ("right in the last epoch", f"{right:.1%}"),
+        ("never right", str(int(never.sum()))),
+        ("AUM below 0: label suspects", str(int((scores["AUM"] < 0).sum()))),
+        ("forgotten at least once", str(int(((scores["forgetting"] > 0) & ~never).sum()))),
+        ("pairs above 0.999 likeness", close),
+        (
+            "cost of recording",
+            f"{recording.seconds:.1f} s, {recording.presentations} presentations",
+        ),
+    )
+    note = "Indices count the training part, after the validation images were set aside."
+    return Table(f"{name}: samples", ("Fact", "Value"), rows, note)
 
 
 def _files(splits: Any, indices: Any) -> dict[str, Any]:
