@@ -41,8 +41,8 @@ def capture(
     torch.fx is tried first, because its graph computes sizes from its inputs as the model does.
     Where it cannot trace a model, or takes another path through it than the model itself (their
     outputs are compared), the operations that run on the example inputs are recorded, with the
-    sizes of this run as literals; see `Graph.runnable`. Several
-    calls of one layer, for example on the levels of a pyramid, are then merged into one node.
+    sizes of this run as literals; see `Graph.runnable`. Several calls of one layer, for example on
+    the levels of a pyramid, are then merged into one node.
 
     Example inputs also fix the arguments that select a branch of the forward: None, booleans and
     strings, passed or left to their default, keep their value, so that `if mask is not None`
@@ -62,6 +62,7 @@ def capture(
         constants: argument -> value that it keeps, where example inputs do not fix it. Pass
             `Graph.constants` of an earlier capture to capture the
             same branches again.
+        whole_stateless: keep modules without parameters and buffers as one node each.
 
     Returns:
         The graph. Shapes are read with [`shape_of`][snello.graph.shape_of].
