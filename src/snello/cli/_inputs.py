@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError
-from snello.files import check_writable as check_writable
-from snello.files import write_text
+from snello.files import check_writable, write_text
 
 from ._images import described
 from ._names import suffixes

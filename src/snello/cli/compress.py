@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from ._inputs import (
     refuse_without,
 )
 from ._own_code import named_code
-from ._rate import SEARCH, add_rate_arguments, search, search_images
+from ._rate import SEARCH, add_rate_arguments, codec_settings, search, search_images
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,12 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     result = {"float32_bytes": size, "bitstream_bytes": coded, "settings": settings}
     if found is not None:
-        result |= {
-            "before": found.before,
-            "after": found.after,
-            "bound": found.bound,
-            "trail": found.trail,
-        }
+        result |= {name: getattr(found, name) for name in ("before", "after", "bound", "trail")}
     finish(table, result, Path(f"{out}.json"))
 
 
@@ -151,8 +147,6 @@ def _found(found: RateSearch, metric: str) -> str:
 
 
 def _settings(arguments: argparse.Namespace) -> CodecSettings:
-    from snello.codec import CodecSettings
-
     if arguments.max_drop is None:
         refuse_without(arguments, "--max-drop=DROP", *SEARCH)
     elif arguments.qp is not None:
@@ -162,9 +156,5 @@ def _settings(arguments: argparse.Namespace) -> CodecSettings:
         )
     elif arguments.metric == "accuracy":
         check_drop(arguments)
-    return CodecSettings(
-        qp=-32 if arguments.qp is None else arguments.qp,
-        nonweight_qp=arguments.nonweight_qp,
-        dependent_quantisation=not arguments.uniform,
-        codebook=arguments.codebook,
-    )
+    settings = codec_settings(arguments)
+    return settings if arguments.qp is None else replace(settings, qp=arguments.qp)
