@@ -152,10 +152,6 @@ def _precision(file: Path) -> Precision:
     onnx = require("onnx", "onnx", "a kit for another device")
     operators = {node.op_type for node in onnx.load(str(file)).graph.node}
     integer = {
-        "QuantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ConvInteger",
-    }
+        "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+    }  # fmt: skip
     return "int8" if operators & integer else "float32"
