@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import snello
 from equilibrium_samples import OPTIMIZERS, batch, network, sgd, train
-from seams.reporting import figures
+from seams.reporting import figures, plots
 from snello.equilibrium import NEq, UpdateCost, Velocity, measure_cost
 from snello.errors import ConfigError
 from snello.lab.reporting import (
@@ -31,14 +31,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are made, to look at what they show."""
     pytest.importorskip("matplotlib")
     made: list[Any] = []
-    make = figures._figure
+    make = plots.blank
 
-    def spy(rows: int) -> Any:
-        figure, axes = make(rows)
-        made.append(figure)
-        return figure, axes
+    def spy(width: float, height: float) -> Any:
+        made.append(make(width, height))
+        return made[-1]
 
-    monkeypatch.setattr(figures, "_figure", spy)
+    for module in (plots, figures):
+        monkeypatch.setattr(module, "blank", spy)
     return made
 
 

@@ -1,4 +1,4 @@
-"""Atomic files: whole or absent, read back, temporary names gone."""
+"""Atomic files: whole or absent, read back, temporary names gone; JSON that is none."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from snello.errors import OutputError
-from snello.files import folder_beside, write_bytes, write_file, write_text, writing_folder
+from snello.errors import ConfigError, OutputError
+from snello.files import (
+    folder_beside,
+    read_json,
+    write_bytes,
+    write_file,
+    write_text,
+    writing_folder,
+)
 
 
 @pytest.mark.parametrize("old", [None, b"the old content"])
@@ -79,3 +86,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with writing_folder(tmp_path / "kit") as inside:
         (inside / "a").write_bytes(b"1")
     assert [p.name for p in (tmp_path / "kit").iterdir()] == ["a"]
+
+
+def test_json_is_read_or_refused_with_its_path(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "result.json", '{"cpu": "Ünix"}')
+    assert read_json(path) == {"cpu": "Ünix"}
+    for damaged in (b"", b"{", b"\xff", b"[" * 100_000):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"result\.json is not valid JSON"):
+            read_json(path)
+    with pytest.raises(ConfigError, match=r"missing\.json cannot be read: No such file"):
+        read_json(tmp_path / "missing.json")

@@ -72,6 +72,21 @@ def test_a_sweep_that_cannot_be_is_refused_in_one_line(
     assert not (tmp_path / "x.json").exists()
 
 
+def test_a_network_that_no_file_could_give_back_is_refused_by_the_files_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One whose factory makes another network each time, without `--out`."""
+    monkeypatch.chdir(tmp_path)
+    Path("growing.py").write_text(
+        "from itertools import count\nfrom torch import nn\nwidths = count(8)\n"
+        "def net():\n    n = next(widths)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, n), nn.Linear(n, 10))\n"
+    )
+    words = ["--model=growing:net", "--input-shape=1,8,8", "--data=digits", "--apply=0.5"]
+    assert main(["sweep", *words]) == 1
+    assert "pruned.pt is not written" in capsys.readouterr().err
+
+
 def test_a_plot_of_several_seeds(tmp_path: Path) -> None:
     curves = {"a": {0.0: [0.9, 0.8], 0.99: [0.5, 0.7], 1.0: [0.1, 0.1]}, "b": {0.0: [0.9]}}
     assert plot_potential(curves, tmp_path / "a.png", "title").read_bytes().startswith(b"\x89PNG")

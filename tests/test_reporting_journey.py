@@ -209,14 +209,13 @@ def test_report_leaves_out_what_was_not_done(result: JourneyResult, tmp_path: Pa
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are made, to read the numbers in them."""
     made: list[Any] = []
-    make = plots._figure
+    make = plots.blank
 
-    def spy(rows: int) -> Any:
-        figure, axes = make(rows)
-        made.append(figure)
-        return figure, axes
+    def spy(width: float, height: float) -> Any:
+        made.append(make(width, height))
+        return made[-1]
 
-    monkeypatch.setattr(plots, "_figure", spy)
+    monkeypatch.setattr(plots, "blank", spy)
     return made
 
 

@@ -21,8 +21,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
+from typing import TypeGuard
 
 
 class SnelloError(Exception):
@@ -89,6 +91,16 @@ def check_option(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Return true for an int or a float; a bool, which Python counts as an int, is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return true for an int; a bool, which Python counts as one, is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_state(state: object, entries: Iterable[str], owner: str) -> None:
     """Refuse anything but a state of an object, before any of it is loaded.
 
@@ -106,6 +118,20 @@ def check_state(state: object, entries: Iterable[str], owner: str) -> None:
         f"not a state of {owner}: this {type(state).__name__} lacks {', '.join(missing)}; pass what "
         f"{owner}.state_dict() returned",
     )
+
+
+@contextmanager
+def naming(where: str, *kinds: type[SnelloError]) -> Iterator[None]:
+    """Put a place, such as the path of a file, before the messages of errors of some kinds."""
+    try:
+        yield
+    except kinds as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """First line of an error's message, or the name of its class."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

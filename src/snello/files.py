@@ -1,4 +1,4 @@
-"""Atomic files: written under a temporary name, synced, then renamed."""
+"""Atomic files: written under a temporary name, synced, then renamed; and reading of JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import getpass
 import glob
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
+from .errors import ConfigError, OutputError
 
 _TEMPORARY = ".tmp"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -114,6 +115,20 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text in UTF-8, as by `write_bytes`."""
     return write_bytes(path, text.encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Content of a JSON file in UTF-8.
+
+    Raises:
+        ConfigError: naming the path, if it cannot be read or is not valid JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
 
 
 @contextmanager

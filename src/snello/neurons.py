@@ -283,7 +283,7 @@ def select_layers(
             f"{what}: names of layers, types such as nn.Linear, or a function of name and module are needed, not "
             f"a {type(odd[0]).__name__}"
         )
-    if unknown := sorted(n for n in names if not any(_within(layer, n) for layer in layers)):
+    if unknown := sorted(n for n in names if not any(is_within(layer, n) for layer in layers)):
         hint = nearest(unknown[0], layers)
         raise ConfigError(
             f"{what}: no layer is called {unknown[0]!r}{hint}; the layers are: {', '.join(layers)}"
@@ -291,11 +291,12 @@ def select_layers(
     return {
         name: module
         for name, module in layers.items()
-        if not isinstance(module, types) and not any(_within(name, n) for n in names)
+        if not isinstance(module, types) and not any(is_within(name, n) for n in names)
     }
 
 
-def _within(layer: str, name: str) -> bool:
+def is_within(layer: str, name: str) -> bool:
+    """Return true if a name is that of a layer or of a module around it."""
     return layer == name or layer.startswith(f"{name}.")
 
 

@@ -48,21 +48,19 @@ def sum_over_processes(tensor: Tensor, group: Group = None) -> Tensor:
     return tensor
 
 
-def sum_on_cpu(tensor: Tensor, group: Group = None) -> Tensor:
+def sum_on_cpu(tensor: Tensor) -> Tensor:
     """Sum a tensor over the processes, through the device that they communicate on, to the CPU."""
-    return sum_over_processes(tensor.to(device_of_group(group)), group).cpu()
+    return sum_over_processes(tensor.to(device_of_group())).cpu()
 
 
-def mean_over_processes(value: float, device: torch.device, group: Group = None) -> float:
+def mean_over_processes(value: float, device: torch.device) -> float:
     """Mean of a number over the processes: the same on each, so that all decide alike."""
-    size = rank_and_size(group)[1]
+    size = rank_and_size()[1]
     if size == 1:
         return value
     # MPS has no float64, but no process groups either.
-    return (
-        float(sum_over_processes(torch.tensor(value, dtype=torch.float64, device=device), group))
-        / size
-    )
+    total = sum_over_processes(torch.tensor(value, dtype=torch.float64, device=device))
+    return float(total) / size
 
 
 _CALLS = itertools.count()
@@ -147,15 +145,15 @@ def _differing(said: list[str]) -> str:
     )
 
 
-def copy_from_first(tensors: Iterable[Tensor], group: Group = None) -> None:
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
     """Overwrite tensors, in place, by those of the process of rank 0.
 
-    Every process of the group has to call it, with tensors of the same shapes.
+    Every process has to call it, with tensors of the same shapes.
     """
-    if rank_and_size(group)[1] == 1:
+    if rank_and_size()[1] == 1:
         return
-    device = device_of_group(group)
+    device = device_of_group()
     for tensor in tensors:
         sent = tensor.detach().to(device).contiguous()
-        distributed.broadcast(sent, src=0, group=group)
+        distributed.broadcast(sent, src=0)
         tensor.detach().copy_(sent)

@@ -17,10 +17,10 @@ from ._inputs import joined, warn
 from ._names import complete_with, datasets
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from snello.lab.datasets import Part, Splits
-    from snello.store import ImageInput
+    from snello.store import ImageInput, Record
 
 NOTE = "recipe.json"
 """File with the recipe of a run, in the folder of its model."""
@@ -238,14 +238,23 @@ def batches_of(
     return ((_centre(image, side), _centre(mask, side)) for image, mask in whole)
 
 
-def check_classification(splits: Splits, command: str) -> None:
-    """Check that a dataset is for classification.
+def classifier_images(
+    arguments: argparse.Namespace, model: nn.Module, record: Record, command: str
+) -> Splits:
+    """Read the images of a classifier, as `load_images`, and check that they fit it.
 
     Raises:
-        ConfigError: for segmentation.
+        ConfigError: also for a dataset for segmentation.
+        ModelError: also if the model does not run on the images.
+        DataError: also for a dataset of one class.
     """
+    from snello.lab.training import check_fits
+
+    splits = load_images(arguments, record.images, record.input_shape)
     if splits.task != "classification":
         raise ConfigError(f"{command} takes classifiers, and {splits.name} is for {splits.task}")
+    check_fits(record.model.name, model, splits)
+    return splits
 
 
 def _centre(pixels: Tensor, side: int) -> Tensor:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError
-from snello.files import check_writable as check_writable
-from snello.files import write_text
+from snello.files import check_writable, write_text
 
 from ._images import described
 from ._names import suffixes
-from ._own_code import add_own_code_argument, import_own_code, own_code
+from ._own_code import add_own_code_argument, import_own_code, named_code, own_code
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +110,20 @@ def _read_model(arguments: argparse.Namespace) -> tuple[nn.Module, Record]:
             "note",
         )
     return model.eval(), replace(record, images=images)
+
+
+def check_named_model(
+    arguments: argparse.Namespace, model: nn.Module, record: Record, out: str | Path
+) -> None:
+    """Check that a network given by `--model` could be loaded from `out`; one read from a file could.
+
+    Raises:
+        ModelError: if it could not.
+    """
+    from snello.store import check_loadable
+
+    if arguments.model is not None:
+        check_loadable(model, record, str(out), trust=named_code(arguments))
 
 
 def joined(values: Sequence[float]) -> str:

@@ -171,14 +171,12 @@ def _parser(given: str | None) -> tuple[_Parser, _Parser | None]:
 
     The other commands have a name and a line of help, but no options.
     """
-    parser, own = (
-        _Parser(
-            prog="snello",
-            description="Frugal deep learning: a lean network to ship, and cheaper training.",
-            epilog="example: snello journey digits --out=runs/digits",
-        ),
-        None,
+    parser = _Parser(
+        prog="snello",
+        description="Frugal deep learning: a lean network to ship, and cheaper training.",
+        epilog="example: snello journey digits --out=runs/digits",
     )
+    own: _Parser | None = None
     parser.add_argument("--version", action="version", version=f"snello {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -15,14 +15,8 @@ NOTHING = "-"
 def paper_table(title: str, profiles: Sequence[Profile]) -> Table:
     """Table of counts: parameters, operations, bytes, memory."""
     header = (
-        "Model",
-        "Params",
-        "Non-zero",
-        "Dead\nneurons",
-        "MACs\n[M]",
-        "File\n[MB]",
-        "Peak memory\n[MB]",
-    )
+        "Model", "Params", "Non-zero", "Dead\nneurons", "MACs\n[M]", "File\n[MB]", "Peak memory\n[MB]",
+    )  # fmt: skip
     methods = {profile.peak_memory.method for profile in profiles if profile.peak_memory}
     notes = []
     if "tensors" in methods:

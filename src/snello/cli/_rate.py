@@ -130,11 +130,12 @@ def search(
         calibration=[images.to(device, record.dtype) for images, _ in batches],
         per_tensor=not arguments.one_qp,
         keep_zeros=arguments.uniform,
-        settings=_settings(arguments),
+        settings=codec_settings(arguments),
     )
 
 
-def _settings(arguments: argparse.Namespace) -> CodecSettings:
+def codec_settings(arguments: argparse.Namespace) -> CodecSettings:
+    """The codec's options of the command line, apart from `--qp`."""
     from snello.codec import CodecSettings
 
     return CodecSettings(

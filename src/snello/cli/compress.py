@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,16 @@ from snello.files import write_bytes
 
 from ._data import check_drop
 from ._images import with_classes
-from ._inputs import add_model_arguments, check_output, finish, read_model, refuse_without
+from ._inputs import (
+    add_model_arguments,
+    check_named_model,
+    check_output,
+    finish,
+    read_model,
+    refuse_without,
+)
 from ._own_code import named_code
-from ._rate import SEARCH, add_rate_arguments, search, search_images
+from ._rate import SEARCH, add_rate_arguments, codec_settings, search, search_images
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,13 +65,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Code the model, write the bitstream and report the sizes."""
     from snello.deploy import footprint
     from snello.lab.reporting import Table, busy, megabytes
-    from snello.store import check_loadable, save
+    from snello.store import save
 
     settings, found, metric = _settings(arguments), None, arguments.metric
     model, record = read_model(arguments)
     out = _out(arguments)
-    if arguments.model is not None and not arguments.raw:
-        check_loadable(model, record, str(out), trust=named_code(arguments))
+    if not arguments.raw:
+        check_named_model(arguments, model, record, out)
     size = footprint(model, record.inputs(1)).bytes
     if arguments.max_drop is not None:
         with busy("searching"):
@@ -91,12 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     result = {"float32_bytes": size, "bitstream_bytes": coded, "settings": settings}
     if found is not None:
-        result |= {
-            "before": found.before,
-            "after": found.after,
-            "bound": found.bound,
-            "trail": found.trail,
-        }
+        result |= {name: getattr(found, name) for name in ("before", "after", "bound", "trail")}
     finish(table, result, Path(f"{out}.json"))
 
 
@@ -144,8 +147,6 @@ def _found(found: RateSearch, metric: str) -> str:
 
 
 def _settings(arguments: argparse.Namespace) -> CodecSettings:
-    from snello.codec import CodecSettings
-
     if arguments.max_drop is None:
         refuse_without(arguments, "--max-drop=DROP", *SEARCH)
     elif arguments.qp is not None:
@@ -155,9 +156,5 @@ def _settings(arguments: argparse.Namespace) -> CodecSettings:
         )
     elif arguments.metric == "accuracy":
         check_drop(arguments)
-    return CodecSettings(
-        qp=-32 if arguments.qp is None else arguments.qp,
-        nonweight_qp=arguments.nonweight_qp,
-        dependent_quantisation=not arguments.uniform,
-        codebook=arguments.codebook,
-    )
+    settings = codec_settings(arguments)
+    return settings if arguments.qp is None else replace(settings, qp=arguments.qp)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError
 
 from ._data import add_data_arguments
 from ._inputs import check_json_file, check_output, device, finish, json_object, refuse_without
 from ._names import complete_with, datasets, models
+
+if TYPE_CHECKING:
+    from snello.lab.reporting import Table
 
 HELP = "find hard, easy, mislabelled and duplicate images of a dataset; choose those to train on"
 EPILOG = "example: snello curate digits --epochs=10 --keep=ccs --ratio=0.5 --kept=kept.json --out=digits.json"
@@ -77,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace, out: Path) -> None:
     from snello.curation import aum, el2n, forgetting, near_duplicates, noise
     from snello.lab.datasets import load_dataset
-    from snello.lab.reporting import Table, busy, contact_sheet, pages, plot_scores
+    from snello.lab.reporting import busy, pages, plot_scores
 
     pages.check_libraries()
     splits = load_dataset(
@@ -88,11 +92,9 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         seen = _recorded(arguments, splits)
     recording, labels = seen.recording, seen.recording.labels
     scores = {"AUM": aum(recording), "EL2N": el2n(recording), "forgetting": forgetting(recording)}
-    never = (recording.margin <= 0).all(0)  # their number of forgettings is that of the epochs
     order = noise(recording).argsort(descending=True, stable=True)
     # The network believes another class in most epochs.
     suspects = order[: int((scores["AUM"] < 0).sum())][: arguments.count]
-    usual = recording.margin[-1]
     pairs, likeness = near_duplicates(seen.features, arguments.count)
     sheets = {
         "hardest": el2n(recording).argsort(descending=True, stable=True)[: arguments.count],
@@ -100,21 +102,8 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
         **({"suspects": suspects} if len(suspects) else {}),
         "duplicates": pairs.flatten()[: 2 * arguments.count],
     }
-    rows = [
-        ("training images", str(len(labels))),
-        ("right in the last epoch", f"{float((usual > 0).float().mean()):.1%}"),
-        ("never right", str(int(never.sum()))),
-        ("AUM below 0: label suspects", str(int((scores["AUM"] < 0).sum()))),
-        ("forgotten at least once", str(int(((scores["forgetting"] > 0) & ~never).sum()))),
-        (
-            "pairs above 0.999 likeness",
-            f"{int((likeness > 0.999).sum())} of the {len(pairs)} closest",
-        ),
-        (
-            "cost of recording",
-            f"{recording.seconds:.1f} s, {recording.presentations} presentations",
-        ),
-    ]
+    close = f"{int((likeness > 0.999).sum())} of the {len(pairs)} closest"
+    table = _table(splits.name, recording, scores, close)
     result = {
         "data": splits.name, "source": splits.source, "epochs": recording.epochs,
         "seconds": recording.seconds, "presentations": recording.presentations,
@@ -124,20 +113,47 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
                        for pair, value in zip(pairs, likeness, strict=True)],
         "scores": {name: [round(float(v), 6) for v in values] for name, values in scores.items()},
     }  # fmt: skip
-    note = "Indices count the training part, after the validation images were set aside."
-    table = Table(f"{splits.name}: samples", ("Fact", "Value"), tuple(rows), note)
     page = pages.curation_page(f"{splits.name}: training images", scores, table, result)
     finish(table, result, out)
     if arguments.kept:
         print(f"written: {_selected(arguments, recording, scores).save(arguments.kept)}")
-    drawn = plot_scores(scores, Path(f"{out}.png"), f"{splits.name}: {len(labels)} training images")
-    print(f"written: {drawn}")
+    title = f"{splits.name}: {len(labels)} training images"
+    print(f"written: {plot_scores(scores, Path(f'{out}.png'), title)}")
+    for path in _drawn(splits, labels, sheets, out):
+        print(f"written: {path}")
+    print(f"written: {pages.write_page(page, f'{out}.html')}")
+
+
+def _drawn(splits: Any, labels: Any, sheets: dict[str, Any], out: Path) -> Iterator[Path]:
+    """Draw the images of each sheet; the files, as they are written."""
+    from snello.lab.reporting import contact_sheet
+
     for name, indices in sheets.items():
         captions = [f"{int(i)}: {splits.classes[int(labels[i])]}"[:22] for i in indices]
-        file = Path(f"{out}.{name}.png")
-        sheet = contact_sheet(splits, indices.tolist(), captions, file, f"{splits.name}: {name}")
-        print(f"written: {sheet}")
-    print(f"written: {pages.write_page(page, f'{out}.html')}")
+        path, title = Path(f"{out}.{name}.png"), f"{splits.name}: {name}"
+        yield contact_sheet(splits, indices.tolist(), captions, path, title)
+
+
+def _table(name: str, recording: Any, scores: dict[str, Any], close: str) -> Table:
+    """Table of counts; `close` is the number of pairs that are nearly the same, in words."""
+    from snello.lab.reporting import Table
+
+    never = (recording.margin <= 0).all(0)  # their number of forgettings is that of the epochs
+    right = float((recording.margin[-1] > 0).float().mean())
+    rows = (
+        ("training images", str(len(recording.labels))),
+        ("right in the last epoch", f"{right:.1%}"),
+        ("never right", str(int(never.sum()))),
+        ("AUM below 0: label suspects", str(int((scores["AUM"] < 0).sum()))),
+        ("forgotten at least once", str(int(((scores["forgetting"] > 0) & ~never).sum()))),
+        ("pairs above 0.999 likeness", close),
+        (
+            "cost of recording",
+            f"{recording.seconds:.1f} s, {recording.presentations} presentations",
+        ),
+    )
+    note = "Indices count the training part, after the validation images were set aside."
+    return Table(f"{name}: samples", ("Fact", "Value"), rows, note)
 
 
 def _files(splits: Any, indices: Any) -> dict[str, Any]:

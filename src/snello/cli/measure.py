@@ -65,10 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
         profiles = compare(given, runtimes=tuple(arguments.runtimes.split(",")), **options)
     # A single profile is the whole JSON, without a list "models": the layout of earlier versions.
     result = profiles[0] if len(profiles) == 1 else {"models": profiles}
-    paper, clock = (
-        paper_table("On paper", profiles),
-        clock_table("On the clock, in one run", profiles),
-    )
+    paper = paper_table("On paper", profiles)
+    clock = clock_table("On the clock, in one run", profiles)
     show(paper)
     page = pages.measurement_page(profiles, (paper, clock), named_code(arguments))
     finish(clock, result, out)

@@ -13,10 +13,9 @@ from snello.errors import ConfigError
 from ._data import (
     add_data_arguments,
     add_dataset_argument,
-    check_classification,
     check_drop,
     check_image_counts,
-    load_images,
+    classifier_images,
     require_data,
     warn_if_few,
     warn_if_seen,
@@ -26,6 +25,7 @@ from ._images import fitted
 from ._inputs import (
     add_model_arguments,
     check_model_file,
+    check_named_model,
     check_one_input,
     device,
     finish,
@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from snello.lab.datasets import Splits
+    from snello.lab.reporting import Table
     from snello.pruning import LayerLimits
     from snello.pruning.channels import ChannelImportance, Keep
+    from snello.search.prune import Pruned
 
 HELP = "remove the least important channels of a trained network, and fine-tune the smaller network"
 EPILOG = (
@@ -107,10 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prune and fine-tune in steps, report each step, and write the model."""
     from snello.lab.datasets import loader
-    from snello.lab.reporting import Table, pages, percent, progress
-    from snello.lab.training import check_fits, evaluate, flag_of
+    from snello.lab.reporting import pages, progress
+    from snello.lab.training import evaluate
     from snello.search.prune import prune
-    from snello.store import check_loadable, save
+    from snello.store import save
 
     pages.check_libraries()
     out = check_model_file(arguments, arguments.out)
@@ -121,14 +124,11 @@ def run(arguments: argparse.Namespace) -> None:
     require_data(arguments, arguments.file, "prune needs data to measure on")
     check_image_counts(arguments, "calibration")
     model, record = read_model(arguments)
-    if arguments.model is not None:
-        check_loadable(model, record, str(out), trust=named_code(arguments))
+    check_named_model(arguments, model, record, out)
     check_one_input(record, "prune")
-    splits = load_images(arguments, record.images, record.input_shape)
-    check_classification(splits, "prune")
-    record = fitted(record, splits)
     model = model.to(device(arguments))
-    check_fits(record.model.name, model, splits)
+    splits = classifier_images(arguments, model, record, "prune")
+    record = fitted(record, splits)
     if arguments.max_drop is not None:
         warn_if_seen(arguments, splits)
         warn_if_few(len(splits.validation), arguments.max_drop)
@@ -160,12 +160,30 @@ def run(arguments: argparse.Namespace) -> None:
     test = evaluate(found.model, loader(splits.test, splits, 500)).accuracy
     dense = evaluate(model, loader(splits.test, splits, 500)).accuracy
     save(out, found.model.cpu(), record, trust=named_code(arguments))
+    title = f"{record.model.label} on {arguments.data}: channels pruned"
+    table = _table(title, found, splits, arguments.max_drop, test, dense)
+    page = pages.pruning_page(title, found, table, test, dense)
+    if arguments.file is not None:
+        files = {"dense": arguments.file, "pruned": out}
+        page = pages.with_layers(page, files, named_code(arguments))
+    print(f"written: {out}")
+    finish(table, page.data, Path(f"{out}.json"))
+    print(f"written: {pages.write_page(page, f'{out}.html')}")
+
+
+def _table(
+    title: str, found: Pruned, splits: Splits, max_drop: float | None, test: float, dense: float
+) -> Table:  # fmt: skip
+    """Table of the steps; `test` and `dense` are accuracies on test images, pruned and dense."""
+    from snello.lab.reporting import Table, percent
+    from snello.lab.training import flag_of
+
     first, samples = found.steps[0].quality, len(splits.validation)
     rows = tuple(
         (str(s.step), percent(s.macs), percent(s.parameters), percent(s.cut or 0) if s.step else "",
          percent(s.quality or 0),
          flag_of(s.quality or 0, len(splits.classes), samples, dense=first, pruned=s.quality,
-                 max_drop=arguments.max_drop))
+                 max_drop=max_drop))
         for s in found.steps
     )  # fmt: skip
     branches = [name for step in found.steps for name in step.branches]
@@ -178,15 +196,7 @@ def run(arguments: argparse.Namespace) -> None:
     if flag_of(test, len(splits.classes), len(splits.test)):
         note += "Warning: the pruned network is at chance on the test images."
     header = ("Step", "MACs", "Parameters", "After the cut", "Fine-tuned", "Flag")
-    title = f"{record.model.label} on {arguments.data}: channels pruned"
-    table = Table(title, header, rows, note)
-    page = pages.pruning_page(title, found, table, test, dense)
-    if arguments.file is not None:
-        files = {"dense": arguments.file, "pruned": out}
-        page = pages.with_layers(page, files, named_code(arguments))
-    print(f"written: {out}")
-    finish(table, page.data, Path(f"{out}.json"))
-    print(f"written: {pages.write_page(page, f'{out}.html')}")
+    return Table(title, header, rows, note)
 
 
 def _keep(arguments: argparse.Namespace) -> Keep:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError
-from snello.files import write_text
+from snello.files import read_json, write_text
 
 from ._inputs import check_output
 
@@ -49,10 +48,11 @@ def run(arguments: argparse.Namespace) -> None:
     devices: list[tuple[str, DeviceResult]] = []
     searches: dict[Path, dict[str, Any]] = {}
     for path in map(Path, arguments.results):
-        data = _content(path)
-        if "candidates" in data and "chosen" in data:
+        data = read_json(path)
+        parts = data.keys() if isinstance(data, dict) else set()
+        if {"candidates", "chosen"} <= parts:
             searches[path] = data
-        elif "device" in data:
+        elif "device" in parts:
             devices.append((path.stem, read_device_result(path)))
         else:
             profiles += read_profiles(path)
@@ -93,13 +93,3 @@ def _joined(path: Path, data: dict[str, Any], devices: Sequence[tuple[str, Devic
         print(f"written: {add_to_page(page, [table], data)}")
     print(f"written: {write_text(path, as_json(data))}")
     return table
-
-
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    return data if isinstance(data, dict) else {}

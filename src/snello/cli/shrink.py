@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,9 @@ from snello.errors import ConfigError
 from ._data import (
     add_data_arguments,
     add_dataset_argument,
-    check_classification,
     check_drop,
     check_image_counts,
-    load_images,
+    classifier_images,
     require_data,
     warn_if_few,
     warn_if_seen,
@@ -25,6 +25,7 @@ from ._finetuning import add_finetuning_arguments, fine_tuning
 from ._images import fitted
 from ._inputs import (
     add_model_arguments,
+    check_named_model,
     check_one_input,
     check_output,
     finish,
@@ -117,7 +118,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Search, report each candidate, and write the network and its page."""
     from snello.lab.reporting import pages, shrink_table
     from snello.search.shrink import shrink
-    from snello.store import check_loadable
 
     pages.check_libraries()
     out = _stem(arguments)
@@ -126,21 +126,20 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.samples:
         require_data(arguments, arguments.file, "shrink needs data to measure on")
     model, record = read_model(arguments)
-    if arguments.model is not None:
-        check_loadable(model, record, str(out), trust=named_code(arguments))
-    work = (_from_samples if arguments.samples else _from_images)(arguments, model, record)
+    check_named_model(arguments, model, record, out)
+    data = (_from_samples if arguments.samples else _from_images)(arguments, model, record)
     levers: Any = listed(arguments.allow)  # the search checks their names
     found = shrink(
-        model, record.inputs(1), work["evaluate"], fit=work["fit"], max_drop=arguments.max_drop,
+        model, record.inputs(1), data.right, fit=data.fit, max_drop=arguments.max_drop,
         minimise=arguments.minimise, device=arguments.device, allow=levers,
-        calibration=work["calibration"], importance=_importance(arguments),
+        calibration=data.calibration, importance=_importance(arguments),
         round_to=arguments.round_to, exclude=listed(arguments.exclude), trials=arguments.trials,
         threads=arguments.threads, folder=arguments.folder, on_candidate=_say,
     )  # fmt: skip
-    record = work["record"]
-    path = _write(arguments, found, record, out, work["calibration"])
+    record = data.record
+    path = _write(arguments, found, record, out, data.calibration)
     title = f"{record.model.label}: the least {arguments.minimise} within a drop of {arguments.max_drop:g}"
-    table = shrink_table(title, found, work["test"](found))
+    table = shrink_table(title, found, data.tested(found))
     page = pages.shrink_page(title, found, table)
     page = replace(page, data=page.data | {"files": _files(arguments, found, path)})
     if arguments.file is not None:
@@ -166,17 +165,34 @@ def _stem(arguments: argparse.Namespace) -> Path:
     return given.with_name(f"{name}.pt")
 
 
-def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Data:
+    """The data to search with.
+
+    Attributes:
+        right: which samples a network classifies correctly.
+        fit: fine-tunes a network; None to leave the candidates as they are.
+        calibration: batches of inputs.
+        record: record of the model, with what the data say of its inputs.
+        tested: the drop of the result on samples that the search did not see, in words.
+    """
+
+    right: Callable[[nn.Module], Tensor]
+    fit: Callable[[nn.Module], object] | None
+    calibration: list[Any]
+    record: Record
+    tested: Callable[[Shrunk], str]
+
+
+def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record) -> _Data:
     """Evaluation and calibration on a dataset."""
     from snello.lab.datasets import loader
-    from snello.lab.training import answers, check_fits
+    from snello.lab.training import answers
 
     check_image_counts(arguments, "validation_images")
     check_one_input(record, "shrink with --data (--samples takes several)")
-    splits = load_images(arguments, record.images, record.input_shape)
-    check_classification(splits, "shrink")
+    splits = classifier_images(arguments, model, record, "shrink")
     record = fitted(record, splits)
-    check_fits(record.model.name, model, splits)
     warn_if_seen(arguments, splits)
     validation = list(loader(splits.validation, splits, BATCH, limit=arguments.validation_images))
     warn_if_few(sum(len(labels) for _, labels in validation), arguments.max_drop)
@@ -189,18 +205,16 @@ def _from_images(arguments: argparse.Namespace, model: nn.Module, record: Record
     given = {name: getattr(arguments, name, None) for name in names}
     images = record.images and asdict(record.images)
     right.settings = {**given, "images": images}  # type: ignore[attr-defined]  # to resume with
-    return {
-        "evaluate": right,
-        "fit": fine_tuning(arguments, model, splits, partial(print, flush=True)),
-        "calibration": [images for images, _ in batches],
-        "record": record,
-        "test": lambda found: _tested(found, model, splits),
-    }
+    return _Data(
+        right,
+        fine_tuning(arguments, model, splits, partial(print, flush=True)),
+        [images for images, _ in batches],
+        record,
+        lambda found: _tested(found, model, splits),
+    )
 
 
-def _from_samples(
-    arguments: argparse.Namespace, model: nn.Module, record: Record
-) -> dict[str, Any]:
+def _from_samples(arguments: argparse.Namespace, model: nn.Module, record: Record) -> _Data:
     """Evaluation and calibration on the samples of a file."""
     for option in ("data", "validation_path", "finetune", "distil", "distil_features"):
         if getattr(arguments, option):
@@ -221,13 +235,7 @@ def _from_samples(
 
     digest = sha256_of(arguments.samples)
     right.settings = {"samples": digest, "calibration": arguments.calibration}  # type: ignore[attr-defined]
-    return {
-        "evaluate": right,
-        "fit": None,
-        "calibration": samples.drawn(arguments.calibration),
-        "record": record,
-        "test": lambda _: "",
-    }
+    return _Data(right, None, samples.drawn(arguments.calibration), record, lambda _: "")
 
 
 def _tested(found: Shrunk, dense: nn.Module, splits: Splits) -> str:

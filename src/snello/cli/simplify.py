@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._images import add_image_arguments
-from ._inputs import add_model_arguments, check_model_file, finish, on_device, read_model
+from ._inputs import (
+    add_model_arguments,
+    check_model_file,
+    check_named_model,
+    finish,
+    on_device,
+    read_model,
+)
 from ._own_code import named_code
 
 if TYPE_CHECKING:
@@ -46,12 +53,11 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.lab.reporting import Table, busy, percent
     from snello.simplification import fold_batchnorm, folds_of, plan_of
     from snello.simplification import simplify as make_lean
-    from snello.store import check_loadable, save
+    from snello.store import save
 
     out = check_model_file(arguments, arguments.out, in_place=True)
     model, record = read_model(arguments)
-    if arguments.model is not None:  # a model read from a file is known to be loadable
-        check_loadable(model, record, str(out), trust=named_code(arguments))
+    check_named_model(arguments, model, record, out)
     model, inputs = on_device(model, record.inputs(), arguments)
     with busy("simplifying and verifying"):
         lean = make_lean(model, inputs, prefer=arguments.prefer, round_to=arguments.round_to)
@@ -80,10 +86,8 @@ def _rows(plan: SimplificationPlan) -> tuple[tuple[str, ...], ...]:
         outputs = f"{len(layer.kept_outputs)}/{layer.outputs}"
         rows.append((name, outputs, f"{len(layer.kept_inputs)}/{layer.inputs}", remark))
     for name, part in plan.attentions.items():
-        outputs, inputs = (
-            f"{len(part.kept_outputs)}/{part.outputs}",
-            f"{len(part.kept_inputs)}/{part.inputs}",
-        )
+        outputs = f"{len(part.kept_outputs)}/{part.outputs}"
+        inputs = f"{len(part.kept_inputs)}/{part.inputs}"
         kept = f"heads {len(part.kept_heads)}/{part.heads}, rows of queries, keys, values {len(part.rows)}"
         rows.append((name, outputs, inputs, f"{kept}/{3 * part.heads * part.width}"))
     rows += [(name, "", "", f"left alone: {why}") for name, why in plan.left_alone.items()]

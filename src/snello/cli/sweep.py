@@ -13,8 +13,7 @@ from snello.lab.methods import METHOD_SPECS
 from ._data import (
     add_data_arguments,
     add_dataset_argument,
-    check_classification,
-    load_images,
+    classifier_images,
     require_data,
     warn_if_seen,
 )
@@ -23,6 +22,7 @@ from ._inputs import (
     add_model_arguments,
     check_json_file,
     check_model_file,
+    check_named_model,
     check_one_input,
     device,
     finish,
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     pages.check_libraries()
     ratios = _ratios(arguments.ratios, arguments.apply)
-    subject = _subject(arguments)
+    subject = _subject(arguments, out)
     with busy("pruning and measuring"):
         points = _points(arguments, subject, ratios)
     curves: dict[str, dict[float, list[float]]] = {}
@@ -162,8 +162,8 @@ class _Subject:
         return evaluate(pruned, loader(self.splits.validation, self.splits, 500)).accuracy
 
 
-def _subject(arguments: argparse.Namespace) -> _Subject:
-    """The model and the images to calibrate and measure on.
+def _subject(arguments: argparse.Namespace, out: Path | None) -> _Subject:
+    """The model, to be written to `out` if that is given, and the images to measure on.
 
     Raises:
         ConfigError: without a dataset.
@@ -171,18 +171,14 @@ def _subject(arguments: argparse.Namespace) -> _Subject:
         DataError: if the dataset is missing.
     """
     from snello.lab.datasets import loader
-    from snello.lab.training import check_fits
-    from snello.store import check_loadable
 
     model, record = read_model(arguments)
-    if arguments.apply is not None and arguments.model is not None:
-        check_loadable(model, record, str(arguments.out), trust=named_code(arguments))
+    if out is not None:
+        check_named_model(arguments, model, record, out)
     check_one_input(record, "sweep")
     require_data(arguments, arguments.file, "sweep needs data to measure on")
-    splits = load_images(arguments, record.images, record.input_shape)
-    check_classification(splits, "sweep")
     model = model.to(device(arguments))
-    check_fits(record.model.name, model, splits)
+    splits = classifier_images(arguments, model, record, "sweep")
     warn_if_seen(arguments, splits)
     batches = loader(splits.train, splits, 100, limit=arguments.calibration)
     calibration = [(images.to(record.dtype), labels) for images, labels in batches]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import BitstreamError, ConfigError
+from snello.errors import BitstreamError, ConfigError, reason_of
 
 from ._limits import Limits
 from ._settings import MAX_DIMENSIONS, QP_MAX, QP_MIN, CodecSettings, step_size
@@ -213,9 +213,8 @@ def read_manifest(data: bytes, version: int, limits: Limits) -> Manifest:
             json.loads(text.decode("utf-8"), parse_constant=_refuse_constant), version, limits
         )
     except (zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = str(error).partition("\n")[0][:300]
         raise BitstreamError(
-            f"the manifest cannot be read: {reason}; write the file again"
+            f"the manifest cannot be read: {reason_of(error)[:300]}; write the file again"
         ) from error
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from snello.errors import BitstreamError, require
+from snello.errors import BitstreamError, reason_of, require
 
 from ._install import require_nncodec
 from ._settings import MAX_CODEBOOK, QP_DENSITY, CodecSettings
@@ -149,7 +149,7 @@ def call(what: str, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except (Exception, SystemExit) as error:
-        reason = str(error).partition("\n")[0][:120] or type(error).__name__
+        reason = reason_of(error)[:120]
         raise BitstreamError(
             f"{what} failed in nncodec ({type(error).__name__}): {reason}"
         ) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, is_whole
 
 QP_DENSITY = 2
 """log2 of the number of quantisation parameters per doubling of the step size."""
@@ -113,7 +113,7 @@ class CodecSettings:
 
 
 def _check_qp(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not QP_MIN <= value <= QP_MAX:
+    if not is_whole(value) or not QP_MIN <= value <= QP_MAX:
         raise ConfigError(f"{name}={value!r}: choose an integer from {QP_MIN} to {QP_MAX}")
 
 

@@ -71,9 +71,8 @@ class InfoBatch(DynamicSubset):
         )
         self._window = window
         super().__init__(dataset, **options)
-        self.ratio, self.epochs, self.anneal, self.rescaling = (
-            checked(ratio), epochs, anneal, rescaling,
-        )  # fmt: skip
+        self.ratio, self.epochs = checked(ratio), epochs
+        self.anneal, self.rescaling = anneal, rescaling
 
     def _choose(self, places: Tensor, epoch: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         kept, weights = torch.ones(len(places), dtype=torch.bool), self._ones

@@ -167,7 +167,7 @@ def _status(field: str) -> int | None:
 
 
 def operation_times(
-    entries: Sequence[dict[str, Any]], threads: int, repeats: int = 30, warmup: int = 3
+    entries: Sequence[dict[str, Any]], threads: int, repeats: int = 30
 ) -> dict[str, float]:
     """Time single operations, in milliseconds.
 
@@ -179,22 +179,21 @@ def operation_times(
         entries: `key`, `one` and `many` (ONNX models in base64) and `branches`, the copies in
             `many`.
         threads: threads of ONNX Runtime.
-        repeats: timed calls of each model.
-        warmup: untimed calls before them.
+        repeats: timed calls of each model, after three untimed ones.
 
     Raises:
         KitError: for a model that does not run.
     """
-    return {entry["key"]: _operation_time(entry, threads, repeats, warmup) for entry in entries}
+    return {entry["key"]: _operation_time(entry, threads, repeats) for entry in entries}
 
 
-def _operation_time(entry: dict[str, Any], threads: int, repeats: int, warmup: int) -> float:
+def _operation_time(entry: dict[str, Any], threads: int, repeats: int) -> float:
     import numpy
 
     models = {part: session_of(base64.b64decode(entry[part]), threads) for part in ("one", "many")}
     feeds = {part: random_feed(session, 1) for part, session in models.items()}
     times = take_turns(
-        list(models), lambda part: _milliseconds(models[part], feeds[part]), repeats, warmup
+        list(models), lambda part: _milliseconds(models[part], feeds[part]), repeats, warmup=3
     )
     one, many = (float(numpy.quantile(times[part], 0.1)) for part in ("one", "many"))
     # Below the resolution of the clock the difference may be negative.

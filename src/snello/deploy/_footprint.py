@@ -13,6 +13,8 @@ from snello.graph import Example, evaluation, positional
 from snello.neurons import count_parameters, dead_neurons, weighted_layers
 from snello.wrappers import check_values
 
+from ._verify import shapes
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -81,8 +83,9 @@ def macs_of(model: nn.Module, inputs: tuple[Tensor, ...], name: str) -> int:
         with counted(model) as counter:
             model(*sample)
     except Exception as error:  # the model's own code may raise any exception
-        shapes = ", ".join(str(tuple(x.shape)) for x in sample)
-        raise ModelError(f"{name} does not run on one sample of shape {shapes}: {error}") from error
+        raise ModelError(
+            f"{name} does not run on one sample of shape {shapes(sample)}: {error}"
+        ) from error
     return counter.get_total_flops() // 2
 
 

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snello.errors import ModelError
 from snello.graph import Example, evaluation, positional
 
+from ._verify import shapes
+
 Method = Literal["tensors", "process"]
 
 
@@ -69,9 +71,8 @@ def peak_memory_of(
         with torch.no_grad(), _Live(resident) as live:
             call(*inputs)
     except Exception as error:  # the model's own code may raise anything
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         raise ModelError(
-            f"{type(call).__name__} does not run on inputs of shape {shapes}: {error}"
+            f"{type(call).__name__} does not run on inputs of shape {shapes(inputs)}: {error}"
         ) from error
     return PeakMemory(sum(resident.values()) + live.peak, "tensors")
 

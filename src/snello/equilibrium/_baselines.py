@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_option
 
 from ._records import EquilibriumStep
 from ._selection import Formula, Velocity, WatchedLayer, part_of, whole_layers
@@ -78,15 +78,18 @@ class MatchedStochastic:
         per_step: bool = False,
         seed: int = 0,
     ) -> None:
-        self._rule = run if isinstance(run, Velocity) else None
-        self._shares = (
-            () if isinstance(run, Velocity) else tuple(_frozen_share(step) for step in run)
-        )
-        if self._rule is None and not self._shares:
-            raise ConfigError("run: it is empty; give the frozen share of at least one step")
-        if self._rule is not None and per_step:
-            raise ConfigError(
-                "per_step: needs a finished run; a velocity rule gives its running mean"
+        self._rule: Velocity | None = None
+        self._shares: tuple[float, ...] = ()
+        if isinstance(run, Velocity):
+            check_option(
+                not per_step,
+                "per_step: needs a finished run; a velocity rule gives its running mean",
+            )
+            self._rule = run
+        else:
+            self._shares = tuple(map(_frozen_share, run))
+            check_option(
+                bool(self._shares), "run: it is empty; give the frozen share of at least one step"
             )
         self.per_step = per_step
         self._generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import finalize
 
 import torch
@@ -45,6 +45,22 @@ class CacheStatus:
     bytes_per_sample: int = 0
     stored: int = 0
     reason: str | None = None
+
+
+class _Conditions(NamedTuple):
+    """The facts that decide where the network is cut.
+
+    Attributes:
+        resting: names of the layers that are frozen whole.
+        learning: which parameters require a gradient.
+        inputs: shapes, dtypes and devices of the inputs of one sample, as text.
+        cast: dtype of autocast; False without.
+    """
+
+    resting: tuple[str, ...]
+    learning: tuple[bool, ...]
+    inputs: str
+    cast: torch.dtype | bool
 
 
 class FeatureCache:
@@ -136,7 +152,8 @@ class FeatureCache:
         self._prefix: RestingPrefix | None = None
         self._store: FeatureStore | None = None
         self._digest = ""
-        self._key: tuple[Any, ...] = ()
+        self._conditions: _Conditions | None = None
+        self._versions: tuple[Any, ...] = ()
         self._reason: str | None = _NOTHING
 
     def __call__(self, inputs: Example, index: Tensor | Sequence[int]) -> Any:
@@ -158,7 +175,7 @@ class FeatureCache:
         """
         given = Inputs.of(inputs)
         if not self._update.model.training:
-            self._reason = self._reason if self._key else _EVALUATED
+            self._reason = self._reason if self._conditions else _EVALUATED
             return given.call(self._update.model)
         args = given.tensors()
         if not _of_samples(given):
@@ -205,7 +222,7 @@ class FeatureCache:
 
     def close(self) -> None:
         """Forget the features, and remove their files."""
-        self._store, self._prefix, self._key = None, None, ()
+        self._store, self._prefix, self._conditions = None, None, None
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _checked(self, index: Tensor | Sequence[int], batch: int) -> Tensor:
@@ -228,11 +245,11 @@ class FeatureCache:
 
     def _look(self, given: Inputs) -> None:
         """Cut again if the resting layers, their weights or the kind of inputs have changed."""
-        state = self._state(given)
-        if state == self._key:
+        now, before = self._conditions_of(given), self._conditions
+        if now == before and self._versions_now() == self._versions:
             return
-        cut = state[:-1] != self._key[:-1]
-        if self._store is not None and state[2] != self._key[2]:
+        cut = now != before
+        if self._store is not None and before is not None and now.inputs != before.inputs:
             warnings.warn(
                 "FeatureCache: inputs of another shape, dtype or option than those whose features are stored; these "
                 "are computed again, at each such change: pad all samples to one length",
@@ -241,30 +258,28 @@ class FeatureCache:
         if cut:
             self._cut(given)
         # Versions also change where the same values are written again, as masks of pruning are.
-        digest = self._digest_of(state[2:4])
-        if (
-            not cut
-            and digest != self._digest
-            and self._prefix is not None
-            and self._prefix.constants
-        ):
+        digest = self._digest_of((now.inputs, now.cast))
+        other = digest != self._digest
+        if other and not cut and self._prefix is not None and self._prefix.constants:
             self._cut(given)  # the constants are those of the old weights
-        if cut or digest != self._digest:
+        if other or cut:
             self._open(digest, given.tensors()[0].device)
-        self._key = self._state(given)
+        self._conditions, self._versions = now, self._versions_now()
 
-    def _state(self, given: Inputs) -> tuple[Any, ...]:
-        """Key of the cut: resting layers, kind of inputs, and versions of the tensors before it."""
-        args = given.tensors()
-        freezer, device = self._update.freezer, args[0].device.type
-        learning = tuple(p.requires_grad for p in self._parameters)
+    def _conditions_of(self, given: Inputs) -> _Conditions:
+        device = given.tensors()[0].device.type
         kinds = given.map(lambda arg: (tuple(arg.shape[1:]), arg.dtype, arg.device))
-        inputs = repr((kinds.args, dict(kinds.kwargs)))
-        cast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        return _Conditions(
+            resting=self._update.freezer.resting,
+            learning=tuple(p.requires_grad for p in self._parameters),
+            inputs=repr((kinds.args, dict(kinds.kwargs))),
+            cast=torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        )
+
+    def _versions_now(self) -> tuple[Any, ...]:
         # Not of statistics behind the cut, which change with every batch.
         tensors = [] if self._prefix is None else self._prefix.tensors
-        versions = tuple((t._version, t.data_ptr()) for t in tensors)
-        return freezer.resting, learning, inputs, cast, versions
+        return tuple((t._version, t.data_ptr()) for t in tensors)
 
     def _cut(self, given: Inputs) -> None:
         self._prefix, self._reason = None, _NOTHING

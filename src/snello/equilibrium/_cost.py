@@ -70,8 +70,11 @@ def measure_cost(
     def loss(output: Any) -> Tensor:
         return loss_fn(output, targets)
 
+    def counted() -> tuple[StepFlops, StepMemory]:
+        return step_flops(neq.model, inputs, loss), step_memory(neq.model, inputs, loss)
+
     timing = time_step(neq, inputs, targets, loss_fn, repeats)
     with neq.freezer.dense():
-        dense = step_flops(neq.model, inputs, loss), step_memory(neq.model, inputs, loss)
-    sparse = step_flops(neq.model, inputs, loss), step_memory(neq.model, inputs, loss)
-    return UpdateCost(neq.status(), dense[0], sparse[0], dense[1], sparse[1], timing)
+        dense_flops, dense_memory = counted()
+    flops, memory = counted()
+    return UpdateCost(neq.status(), dense_flops, flops, dense_memory, memory, timing)

@@ -22,6 +22,7 @@ from snello.errors import ModelError
 from snello.graph import evaluation, evaluation_mode, tensors_of
 
 from ._features import Feature
+from ._flops import undisturbed
 from ._module_calls import Call, at_rest, borders, calls_of, copied
 from ._prefix import RestingPrefix, check, equal
 
@@ -281,31 +282,20 @@ def _trains(model: nn.Module, prefix: RestingPrefix, inputs: Sequence[Tensor]) -
     buffer in front of the cut that is updated, gradient checkpointing that computes a resting module
     again in the backward pass.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     ahead = [(buffer, buffer.clone()) for buffer in prefix.front.buffers()]
     features = prefix.run_front(inputs)
     learning = [p for p in prefix.rest.parameters() if p.requires_grad]
-    devices = {x.device for x in inputs if x.is_cuda}
     again: list[nn.Module] = []
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
-        stack.callback(_restore, buffers)
-        with torch.enable_grad():
-            outputs = tensors_of(prefix.run_rest(features, inputs))
-            for name in prefix.modules:
-                hook = model.get_submodule(name).register_forward_pre_hook
-                stack.callback(hook(lambda module, _: again.append(module)).remove)
-            sums = [x.sum() for x in outputs if x.requires_grad]
-            gradients = torch.autograd.grad(sums, learning, allow_unused=True)
+    with undisturbed(model), ExitStack() as stack:
+        outputs = tensors_of(prefix.run_rest(features, inputs))
+        for name in prefix.modules:
+            hook = model.get_submodule(name).register_forward_pre_hook
+            stack.callback(hook(lambda module, _: again.append(module)).remove)
+        sums = [x.sum() for x in outputs if x.requires_grad]
+        gradients = torch.autograd.grad(sums, learning, allow_unused=True)
         still = all(torch.equal(now, then) for now, then in ahead)
     values = [*outputs, *(g for g in gradients if g is not None)]
     return still and not again and not any(bool(value.isnan().any()) for value in values)
-
-
-@torch.no_grad()
-def _restore(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
-    for buffer, before in buffers:
-        buffer.copy_(before)
 
 
 _NOT_CALLED = (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -56,15 +55,9 @@ class RestingPrefix:
         """Size of the features of one sample, in another dtype than their own if one is given."""
         return sum(f.stored_as(dtype).itemsize * f.entries for f in self.features)
 
-    @contextmanager
-    def still(self) -> Iterator[None]:
-        """Set the front to evaluation mode (fixed statistics, no dropout) inside the block."""
-        with evaluation_mode(self.front):
-            yield
-
     def run_front(self, inputs: Sequence[Any]) -> tuple[Tensor, ...]:
-        """Compute the features, without gradients."""
-        with torch.no_grad(), self.still():
+        """Compute the features, in evaluation mode and without gradients."""
+        with torch.no_grad(), evaluation_mode(self.front):
             front = self.front if self.compiled is None else self.compiled
             found: tuple[Tensor, ...] = front(*inputs)
         return found

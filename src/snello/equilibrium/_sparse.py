@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils.hooks import RemovableHandle
 
-from snello.neurons import neuron_axis, padding_of
+from snello.neurons import CONVOLUTIONS, TRANSPOSED, neuron_axis, padding_of
 from snello.wrappers import eager
 
 from ._dispatch import BUCKETS, Dispatch, Work
@@ -139,9 +139,7 @@ def _in_force(layer: Any) -> _Attached | None:
     This is so without gradients, in a replica of DataParallel, and under `torch.func`.
     """
     if torch._C._are_functorch_transforms_active():
-        return (
-            None  # torch.func uses its own parameters; optimizer steps still keep the frozen rows
-        )
+        return None  # torch.func uses its own parameters; optimizer steps keep the frozen rows
     attached = _attached.get(layer) if torch.is_grad_enabled() else None
     if attached is not None:
         attached.rows = attached.rows.to(layer.weight.device)
@@ -201,13 +199,8 @@ def _other_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 _SLICED: dict[Callable[..., Any], Callable[..., Any]] = {
     nn.Linear.forward: _linear_forward,
-    **{
-        kind.forward: _conv_forward
-        for kind in (
-            nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
-        )
-    },
-}  # fmt: skip
+    **{kind.forward: _conv_forward for kind in (*CONVOLUTIONS, *TRANSPOSED)},
+}
 """A layer's own forward -> the one that skips frozen rows. Subclasses with another forward (lean
 convolutions, weight standardisation) are not sliced: the gradients of their frozen rows are
 computed, then set to zero."""

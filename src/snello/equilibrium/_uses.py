@@ -56,17 +56,10 @@ def in_projections(model: nn.Module) -> dict[str, nn.Linear]:
 class WeightUses(TorchFunctionMode):
     """Intercept every product of an input with a layer's weight, in any module."""
 
-    PRODUCTS = frozenset(
-        (
-            F.linear,
-            F.conv1d,
-            F.conv2d,
-            F.conv3d,
-            F.conv_transpose1d,
-            F.conv_transpose2d,
-            F.conv_transpose3d,
-        )
-    )
+    PRODUCTS = frozenset({
+        F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d,
+        F.conv_transpose3d,
+    })  # fmt: skip
 
     def __init__(self, layers: Mapping[str, nn.Module], note: Callable[[WeightUse], None]) -> None:
         super().__init__()

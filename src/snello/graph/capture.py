@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from snello.errors import ModelError
+from snello.errors import ModelError, reason_of
 from snello.neurons import neuron_layers, tied_parameters
 from snello.wrappers import unwrapped
 
@@ -41,8 +41,8 @@ def capture(
     torch.fx is tried first, because its graph computes sizes from its inputs as the model does.
     Where it cannot trace a model, or takes another path through it than the model itself (their
     outputs are compared), the operations that run on the example inputs are recorded, with the
-    sizes of this run as literals; see `Graph.runnable`. Several
-    calls of one layer, for example on the levels of a pyramid, are then merged into one node.
+    sizes of this run as literals; see `Graph.runnable`. Several calls of one layer, for example on
+    the levels of a pyramid, are then merged into one node.
 
     Example inputs also fix the arguments that select a branch of the forward: None, booleans and
     strings, passed or left to their default, keep their value, so that `if mask is not None`
@@ -62,6 +62,7 @@ def capture(
         constants: argument -> value that it keeps, where example inputs do not fix it. Pass
             `Graph.constants` of an earlier capture to capture the
             same branches again.
+        whole_stateless: keep modules without parameters and buffers as one node each.
 
     Returns:
         The graph. Shapes are read with [`shape_of`][snello.graph.shape_of].
@@ -118,9 +119,8 @@ def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
     try:
         tape = needed(record(model, inputs))
     except Exception as second:
-        reason = str(second).partition("\n")[0]
         raise ModelError(
-            f"{error} A run of it cannot be recorded either: {reason}{where(second, model)}"
+            f"{error} A run of it cannot be recorded either: {reason_of(second)}{where(second, model)}"
         ) from second
     if not any(map(math.prod, tape.output_shapes)):
         raise ModelError(
@@ -137,7 +137,7 @@ def _recorded(model: nn.Module, inputs: Inputs, error: Exception) -> Graph:
 def _told(error: BaseException) -> str:
     """The first line of an error of torch.fx, with the line of the model's code that raised it."""
     place = place_of_error(error.__cause__ or error)
-    first = str(error).partition("\n")[0].rstrip(". ")
+    first = reason_of(error).rstrip(". ")
     return first if place is None or place in first else f"{first} (at {place})"
 
 
@@ -217,7 +217,7 @@ def _cannot_trace(model: nn.Module, error: Exception) -> ModelError:
 def does_not_run(model: nn.Module, inputs: Inputs, error: Exception) -> ModelError:
     """The error for a model that raises one on its example inputs, with the place and advice."""
     shapes = ", ".join(map(str, inputs.shapes))
-    reason = str(error).partition("\n")[0]
+    reason = reason_of(error)
     unbound = isinstance(error, TypeError) and "argument" in reason
     keywords = (
         "; the forward takes "

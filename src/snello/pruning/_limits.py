@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError, nearest
+from snello.errors import ConfigError, is_number, is_whole, nearest
+from snello.neurons import is_within
 
 from ._importance import Granularity
 
@@ -45,7 +46,7 @@ class LayerLimits:
         for name, ratio in ratios.items():
             if not isinstance(name, str):
                 raise ConfigError(f"max_ratio names layers by a text, not by {name!r}")
-            if not _is_number(ratio) or not 0 <= ratio <= 1:
+            if not is_number(ratio) or not 0 <= ratio <= 1:
                 where = f" of layer {name!r}" if by_layer else ""
                 raise ConfigError(f"max_ratio{where} is a share: a number in [0, 1], not {ratio!r}")
 
@@ -57,7 +58,7 @@ class LayerLimits:
         """
         known = list(layers)
         for name in self.max_ratio if isinstance(self.max_ratio, Mapping) else ():
-            if not any(_within(layer, name) for layer in known):
+            if not any(is_within(layer, name) for layer in known):
                 raise ConfigError(
                     f"max_ratio: no layer that is pruned is called {name!r}{nearest(name, known)}; "
                     f"the layers are: {', '.join(known)}"
@@ -81,7 +82,7 @@ class LayerLimits:
         if not isinstance(self.max_ratio, Mapping):
             return self.max_ratio
         # The longest name is the most specific one: a layer's own precedes that of its parent.
-        found = [given for given in self.max_ratio if _within(name, given)]
+        found = [given for given in self.max_ratio if is_within(name, given)]
         return self.max_ratio[max(found, key=len)] if found else 1.0
 
 
@@ -104,17 +105,9 @@ def _check_least(given: object) -> None:
     if given is None:
         return
     share = isinstance(given, float) and 0 <= given < 1
-    count = isinstance(given, int) and not isinstance(given, bool) and given >= 1
+    count = is_whole(given) and given >= 1
     if not share and not count:
         raise ConfigError(
             "keep_at_least is a share of a layer in [0, 1), or a number of units, at least 1, "
             f"not {given!r}"
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _within(layer: str, name: str) -> bool:
-    return layer == name or layer.startswith(f"{name}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, is_whole
 
 from ._limits import LayerLimits
 from ._quality import QualityBound
@@ -14,7 +14,7 @@ def check_round_to(given: object) -> None:
     Raises:
         ConfigError: with the number.
     """
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+    if not is_whole(given) or given < 1:
         raise ConfigError(f"round_to: must be a whole number, at least 1, not {given!r}")
 
 

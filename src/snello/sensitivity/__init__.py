@@ -58,11 +58,6 @@ from ._scores import serene_scores as serene_scores
 from ._serene import SeReNe as SeReNe
 
 __all__ = [
-    "GroupDecay",
-    "Lobster",
-    "OutputSensitivity",
-    "SeReNe",
-    "Sensitivity",
-    "lobster_scores",
+    "GroupDecay", "Lobster", "OutputSensitivity", "SeReNe", "Sensitivity", "lobster_scores",
     "serene_scores",
-]
+]  # fmt: skip

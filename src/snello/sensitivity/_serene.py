@@ -115,11 +115,8 @@ class SeReNe(Observed):
         )
         check_some_decay(layers if exclude is None else candidates, model, "SeReNe")
         self._layers, self.left_alone = plain_layers(layers)
-        self._estimator, self._class_dim, self._chunk = (
-            ESTIMATORS[estimate],
-            class_dim,
-            classes_per_pass,
-        )
+        self._estimator = ESTIMATORS[estimate]
+        self._class_dim, self._chunk = class_dim, classes_per_pass
         self._examples, self._warned = examples, False
         self._taps: list[tuple[str, Any]] = []
         self._clear()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx, nn
 
-from snello.errors import ModelError, SimplifyError
+from snello.errors import ModelError, SimplifyError, reason_of
 from snello.graph import Inputs
 from snello.neurons import dead_neurons, weighted_layers
 
@@ -78,9 +78,8 @@ def not_verifiable(reference: nn.Module, inputs: Inputs) -> ModelError:
             "it can be verified. A usual cause is that forward() draws random numbers."
         )
     except Exception as error:  # whatever an operation raises that has no float64
-        reason = str(error).partition("\n")[0]
         return ModelError(
-            f"{name} does not run in float64, in which its outputs are verified: {reason}"
+            f"{name} does not run in float64, in which its outputs are verified: {reason_of(error)}"
             f"{_of_experts(reference)}"
         )
     return ModelError(f"{name} computes something else once it is copied: it cannot be verified")

@@ -45,7 +45,7 @@ def verify(
     axes: Mapping[fx.Node, int],
     inputs: Example,
 ) -> None:
-    """Compare a lean model with the original: see [`compare`][snello.deploy.compare].
+    """Compare a lean model with the original: see `compare`.
 
     Args:
         reference, lean: both in float64 and in evaluation mode.

@@ -56,7 +56,7 @@ class ImageInput:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ImageInput:
-        """The inverse of [`to_dict`][snello.store.to_dict].
+        """The inverse of `to_dict`.
 
         Raises:
             ModelError: for damaged data.

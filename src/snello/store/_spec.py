@@ -37,7 +37,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of [`to_dict`][snello.store.to_dict]; `arguments` may be missing.
+        """The inverse of `to_dict`; `arguments` may be missing.
 
         Raises:
             ModelError: for a record with other keys or types.

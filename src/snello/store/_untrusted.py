@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from snello.errors import ConfigError, MissingExtraError, ModelError
+from snello.errors import ConfigError, MissingExtraError, ModelError, naming
 
 from ._build import build, build_with, find_known
 from ._libraries import (
@@ -49,17 +49,11 @@ def build_untrusted(
         MissingExtraError: if torchvision, timm or transformers is needed and not installed.
     """
     names = trusted_names(trust)
-    try:
+    with naming(where, MissingExtraError, ModelError):
         _check_plain(spec.arguments)
-        if spec.name in names:
-            return build(spec)
-        if spec.name in reference_names():
+        if spec.name in names or spec.name in reference_names():
             return build(spec)
         return _library_model(spec)
-    except MissingExtraError as error:
-        raise MissingExtraError(f"{where}: {error}") from error
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
 
 
 def trusted_names(trust: str | Collection[str]) -> frozenset[str]:
@@ -119,13 +113,9 @@ def checked_factory(spec: ModelSpec, where: str) -> Factory:
         ModelError: if no library has such a model, or an argument would load or download a file.
         MissingExtraError: if the library is not installed.
     """
-    try:
+    with naming(where, MissingExtraError, ModelError):
         _check_plain(spec.arguments)
         return _library_factory(spec)
-    except MissingExtraError as error:
-        raise MissingExtraError(f"{where}: {error}") from error
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
 
 
 def _library_model(spec: ModelSpec) -> nn.Module:

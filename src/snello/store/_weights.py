@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ModelError, require
+from snello.errors import ModelError, reason_of, require
 
 from . import archives
 from .safetensors import Safetensors, read_tensors
@@ -71,14 +71,14 @@ def _fetch(name: str) -> dict[str, Tensor]:
         weights = models.get_weight(name)
     except (AttributeError, KeyError, ValueError) as error:
         raise ModelError(
-            f"torchvision has no weights {name!r}: {_first_line(error)}; "
+            f"torchvision has no weights {name!r}: {reason_of(error)}; "
             "torchvision.models.get_model_weights(model) lists those of a model"
         ) from error
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except Exception as error:  # no network, a wrong hash, a damaged file in the cache …
         raise ModelError(
-            f"the weights {name!r} cannot be downloaded from {weights.url}: {_first_line(error)}; "
+            f"the weights {name!r} cannot be downloaded from {weights.url}: {reason_of(error)}; "
             "download the file on another machine and pass its path"
         ) from error
 
@@ -150,7 +150,3 @@ def _loses(value: Tensor, target: object) -> bool:
     ):  # old files have masks as uint8
         return False
     return not torch.can_cast(value.dtype, target.dtype)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

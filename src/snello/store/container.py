@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from snello.codec import CodecSettings, compress, decompress, is_container, read_header
-from snello.errors import BitstreamError
+from snello.errors import BitstreamError, naming
 from snello.files import write_bytes
 
 from ._file import Content, ModelFile
@@ -39,13 +38,13 @@ class Container(ModelFile):
         return write_bytes(path, data)
 
     def read(self, path: Path) -> Content:
-        with _naming(path):
+        with naming(str(path), BitstreamError):
             coded = decompress(path.read_bytes())
         return dict(coded.record), dict(coded.tensors)
 
     def inspect(self, path: Path) -> dict[str, Any]:
         # Reading only the header works without nncodec and is fast on any size.
-        with _naming(path):
+        with naming(str(path), BitstreamError):
             header = read_header(path.read_bytes())
         return {
             "file": str(path),
@@ -74,12 +73,3 @@ class Container(ModelFile):
                 for entry in header.tensors
             ],
         }
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the name of the file before the errors of its bytes."""
-    try:
-        yield
-    except BitstreamError as error:
-        raise type(error)(f"{path}: {error}") from error

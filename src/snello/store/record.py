@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from snello.errors import ModelError
+from snello.errors import ModelError, naming
 from snello.graph import evaluation
 from snello.neurons import input_dtype
 from snello.simplification import SimplificationPlan, apply, apply_folds, folds_of, plan_of
@@ -222,13 +222,11 @@ def from_dict(
         raise ModelError(f"{where}: the record of the model is damaged: {error!r}") from error
     model = build_untrusted(record.model, trust, where=where)
     replace(record, dtype=integers or torch.float32).initialise(model)
-    try:
+    with naming(where, ModelError):
         if plan is not None:
             model = apply(SimplificationPlan.from_json(plan), model)
         if folds:
             model = apply_folds(folds, model)
-    except ModelError as error:
-        raise type(error)(f"{where}: {error}") from error
     take_dtypes(model, state)
     fill(model, state, where)
     floating = input_dtype(model)

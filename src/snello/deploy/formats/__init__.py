@@ -22,14 +22,6 @@ from .registry import file_runner as file_runner
 from .registry import format_of as format_of
 
 __all__ = [
-    "FORMATS",
-    "FileModel",
-    "Format",
-    "Onnx",
-    "Quantised",
-    "export",
-    "export_int8",
-    "file_runner",
-    "format_of",
-    "quantise",
-]
+    "FORMATS", "FileModel", "Format", "Onnx", "Quantised", "export", "export_int8", "file_runner",
+    "format_of", "quantise",
+]  # fmt: skip

@@ -77,7 +77,7 @@ def _constants(onnx: Any, graph: Any) -> _Weights:
             helpers.update(node.input[1:])
         if node.op_type == "DequantizeLinear" and node.input[0] in values:
             # The dequantised constant is the weight: zero where the integer equals the zero point.
-            quantised, axis = values[node.input[0]].long(), _attribute(node, "axis", 1)
+            quantised, axis = values[node.input[0]].long(), attribute_of(node, "axis", 1)
             zero = (
                 values[node.input[2]].long()
                 if len(node.input) > 2
@@ -93,7 +93,8 @@ def _constants(onnx: Any, graph: Any) -> _Weights:
     return _Weights(values, frozenset(helpers))
 
 
-def _attribute(node: Any, name: str, default: int) -> int:
+def attribute_of(node: Any, name: str, default: int) -> int:
+    """An integer attribute of a node, or the default of its operator."""
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
@@ -108,9 +109,9 @@ def _dead(node: Any, values: Mapping[str, Tensor]) -> int:
     if weight is None or weight.dim() < 2:
         return 0
     if node.op_type == "ConvTranspose":  # (in, out/groups, *kernel)
-        weight = outputs_first(weight, _attribute(node, "group", 1))
+        weight = outputs_first(weight, attribute_of(node, "group", 1))
         return int((weight.flatten(1) == 0).all(1).sum())
-    if node.op_type == "Conv" or (node.op_type == "Gemm" and _attribute(node, "transB", 0)):
+    if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute_of(node, "transB", 0)):
         return int((weight.flatten(1) == 0).all(1).sum())
     return int((weight == 0).all(-2).sum())  # (…, in, out)
 
@@ -121,7 +122,7 @@ def _macs(node: Any, sizes: Mapping[str, tuple[int, ...]]) -> int:
         return prod(out) * prod(right[1:])
     if node.op_type == "ConvTranspose":
         return prod(left) * prod(right[1:])
-    inner = left[0] if node.op_type == "Gemm" and _attribute(node, "transA", 0) else left[-1]
+    inner = left[0] if node.op_type == "Gemm" and attribute_of(node, "transA", 0) else left[-1]
     return prod(out) * inner
 
 

@@ -18,6 +18,7 @@ from snello.files import folder_beside, temporary_files_in, writing
 from snello.graph import Example, as_inputs, class_name
 
 from .onnx import Onnx, onnx_session
+from .onnx_counts import attribute_of
 
 Batch = tuple[Tensor, ...] | Tensor | Mapping[str, Tensor]
 """Inputs of one call: in the order of the file's inputs, or by their names."""
@@ -184,16 +185,12 @@ def _check_layers(source: Path, what: str) -> None:
     """
     onnx = require("onnx", "onnx", "int8 quantisation")
     nodes = [node for node in onnx.load(str(source)).graph.node if node.op_type == "ConvTranspose"]
-    if grouped := [_layer_of(node) for node in nodes if _groups_of(node) > 1]:
+    if grouped := [_layer_of(node) for node in nodes if attribute_of(node, "group", 1) > 1]:
         raise ModelError(
             f"{what} cannot be quantised to int8: ONNX Runtime's quantiser has no scale per channel for "
             f"transposed convolutions with groups ({', '.join(map(repr, grouped[:5]))}); build them with groups=1, or "
             "ship the float32 file"
         )
-
-
-def _groups_of(node: Any) -> int:
-    return next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
 
 
 def _layer_of(node: Any) -> str:

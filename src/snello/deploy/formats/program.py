@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snello.deploy._footprint import Footprint, macs_of, state_bytes
 from snello.deploy._memory import PeakMemory, peak_memory_of
@@ -21,6 +21,7 @@ from snello.deploy._verify import dynamic_batch, first_line, one_more, quiet, sh
 from snello.errors import ModelError
 from snello.files import write_bytes
 from snello.graph import class_name
+from snello.neurons import outputs_first
 
 from .format import Bind, Files, Format, Inputs
 from .program_check import METADATA, check_program
@@ -178,14 +179,9 @@ def _dead(program: torch.export.ExportedProgram) -> int:
         ):
             parameter = known.get(getattr(node.args[1], "name", ""))
             if parameter is not None:
-                # conv_transpose: (in, out/groups, *kernel), groups in args[6]
-                groups = int(node.args[6]) if "transpose" in name and len(node.args) > 6 else 1
-                weights[parameter] = (program.state_dict[parameter], "transpose" in name, groups)
-    return sum(_dead_rows(*weight) for weight in weights.values())
-
-
-def _dead_rows(weight: Tensor, transposed: bool, groups: int) -> int:
-    """Output channels that are all zero; a transposed weight is first brought to (out, in/groups)."""
-    if transposed:
-        weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
-    return int((weight.flatten(1) == 0).all(1).sum())
+                weight = program.state_dict[parameter]
+                if "transpose" in name:
+                    groups = int(node.args[6]) if len(node.args) > 6 else 1
+                    weight = outputs_first(weight, groups)
+                weights[parameter] = weight
+    return sum(int((weight.flatten(1) == 0).all(1).sum()) for weight in weights.values())

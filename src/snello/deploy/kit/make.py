@@ -17,10 +17,11 @@ from snello.deploy.formats import export, quantise
 from snello.deploy.formats.onnx import onnx_session
 from snello.deploy.formats.onnx_metadata import write_metadata
 from snello.deploy.measure.compare import Subject
+from snello.deploy.operations.operation import Precision
 from snello.errors import ConfigError, ModelError, require
 from snello.files import check_new_folder, sha256_of, writing_folder
 
-from .models import Kit, KitModel, Precision
+from .models import Kit, KitModel
 from .operations import with_narrowed, write_operations
 from .readme import readme
 
@@ -151,10 +152,6 @@ def _precision(file: Path) -> Precision:
     onnx = require("onnx", "onnx", "a kit for another device")
     operators = {node.op_type for node in onnx.load(str(file)).graph.node}
     integer = {
-        "QuantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ConvInteger",
-    }
+        "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
+    }  # fmt: skip
     return "int8" if operators & integer else "float32"

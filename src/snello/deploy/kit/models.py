@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Precision = Literal["float32", "int8"]
+from snello.deploy.operations.operation import Precision
 
 
 @dataclass(frozen=True)

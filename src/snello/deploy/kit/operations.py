@@ -14,6 +14,7 @@ from torch import nn
 from snello.deploy import _device_bench as bench
 from snello.deploy.measure.compare import Subject
 from snello.deploy.operations import Operation, operations_of
+from snello.deploy.operations.operation import Precision
 from snello.deploy.operations.table import kit_entries
 from snello.graph import coupling, cut
 
@@ -54,8 +55,9 @@ def write_operations(
         int8: true to time the operations in int8, too.
     """
     own = {s.name: _one_sample(s) for s in subjects if s.model is not None}
-    grid = [o for name in own for operation in own[name] for o in _grid(operation)]
-    both = [o.at(kind) for o in grid for kind in (("float32", "int8") if int8 else ("float32",))]  # type: ignore[arg-type]
+    grid = [o for operations in own.values() for one in operations for o in _grid(one)]
+    precisions: tuple[Precision, ...] = ("float32", "int8") if int8 else ("float32",)
+    both = [o.at(precision) for o in grid for precision in precisions]
     keys: Mapping[str, list[str]] = {
         m.file: [o.at(m.precision).key for o in own[m.name]] for m in models if m.name in own
     }
@@ -87,8 +89,7 @@ def _grid(operation: Operation) -> list[Operation]:
     """An operation at narrower widths, itself included."""
     if operation.kind == "matmul":
         return [operation]
-    first = 1  # (samples, in, out, groups, ...) and (rows, in, out)
-    into, out = operation.shape[first : first + 2]
+    into, out = operation.shape[1:3]  # (samples, in, out, groups, ...) and (rows, in, out)
     if operation.kind == "conv" and operation.shape[3] > 1:
         groups = operation.shape[3]
         return [

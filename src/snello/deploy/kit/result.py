@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from snello.deploy import _device_bench as bench
+from snello.deploy.operations.operation import Precision
 from snello.errors import ConfigError
-
-from .models import Precision
+from snello.files import read_json
 
 
 @dataclass(frozen=True)
@@ -70,21 +68,16 @@ def read_device_result(path: str | os.PathLike[str]) -> DeviceResult:
     Raises:
         ConfigError: if the file does not exist or is not such a result.
     """
+    data = read_json(path)
+    given = data.get("format") if isinstance(data, dict) else None
+    if given != bench.FORMAT:
+        raise ConfigError(f"{path} has the format {given!r}; this version reads {bench.FORMAT!r}")
     try:
-        data = json.loads(Path(path).read_text())
-        if data["format"] != bench.FORMAT:
-            raise ConfigError(
-                f"{path} has the format {data['format']!r}; this version reads {bench.FORMAT!r}"
-            )
         keys = [f.name for f in fields(DeviceTime)]
         times = tuple(DeviceTime(**{key: row[key] for key in keys}) for row in data["models"])
         counts = {key: int(data[key]) for key in ("threads", "batch", "warmup", "repeats")}
         return DeviceResult(device=dict(data["device"]), models=times, **counts)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{path} is not a result of a kit's bench.py, or damaged: {error!r}"
         ) from error

@@ -102,16 +102,15 @@ def compare(
     _check(subjects, runtimes, batch)
     with tempfile.TemporaryDirectory() as folder:
         runners = {
-            (subject.name, runner.runtime): runner
+            subject.name: _runners(subject, runtimes, batch, threads, Path(folder) / str(number))
             for number, subject in enumerate(subjects)
-            for runner in _runners(subject, runtimes, batch, threads, Path(folder) / str(number))
         }
-        keys = {f"{name} in {runtime}": (name, runtime) for name, runtime in runners}
-        calls = {text: runners[key] for text, key in keys.items()}
+        calls = {f"{name} in {r.runtime}": r for name, found in runners.items() for r in found}
         times = latencies(calls, repeats=repeats, warmup=warmup, threads=threads)
-    by_name: dict[str, dict[str, Latency]] = {subject.name: {} for subject in subjects}
-    for text, (name, runtime) in keys.items():
-        by_name[name][runtime] = times[text]
+    by_name = {
+        name: {r.runtime: times[f"{name} in {r.runtime}"] for r in found}
+        for name, found in runners.items()
+    }
     return tuple(_profile(subject, batch, threads, by_name[subject.name]) for subject in subjects)
 
 

@@ -163,7 +163,7 @@ class _Run:
         with evaluation(self.model), counted(self.model) as counter:
             one.call(self.model)
         flops = {name: sum(c.values()) // 2 for name, c in counter.get_flop_counts().items()}
-        prefix, layers = type(self.model).__name__, list(times[-1])[:-1]
+        prefix, layers = type(self.model).__name__, [name for name in times[-1] if name]
         found = [
             _row(
                 name,

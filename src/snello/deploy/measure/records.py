@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from snello.deploy._footprint import Footprint
 from snello.deploy._memory import PeakMemory
 from snello.errors import ConfigError
+from snello.files import read_json
 
 from .compare import Profile
 from .latency import Latency
@@ -22,11 +21,9 @@ def read_profiles(path: str | os.PathLike[str]) -> tuple[Profile, ...]:
     Raises:
         ConfigError: if the file cannot be read or is not such a result.
     """
+    data = read_json(path)
     try:
-        data = json.loads(Path(path).read_text())
         return tuple(_profile(row) for row in data.get("models", [data]))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{path} is not a result of 'snello measure', or damaged: {error!r}"

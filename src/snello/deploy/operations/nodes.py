@@ -44,7 +44,7 @@ class _Graph:
     """A graph under construction."""
 
     def __init__(self, onnx: Any) -> None:
-        self._helper, self._types, self._numpy = onnx.helper, onnx.TensorProto, onnx.numpy_helper
+        self._helper, self._types = onnx.helper, onnx.TensorProto
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
         self._inputs: list[Any] = []

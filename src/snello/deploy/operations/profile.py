@@ -13,8 +13,8 @@ from typing import Any, get_args
 
 from snello.deploy import _device_bench as bench
 from snello.deploy._runners import check_threads
-from snello.errors import ConfigError, require
-from snello.files import write_text
+from snello.errors import ConfigError, is_number, require
+from snello.files import read_json, write_text
 
 from .fit import LatencyFit, fit_latency
 from .operation import Operation, Precision
@@ -109,21 +109,14 @@ def read_profile(path: str | os.PathLike[str]) -> DeviceProfile:
     Raises:
         ConfigError: if the file does not exist or is no profile.
     """
+    origin = "run bench.py with --profile, in a kit made with --profile"
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror or error}; it must be the profile.json that "
-            "bench.py --profile writes, in a kit made with --profile"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no JSON, or damaged: {error}") from error
+        data = read_json(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {origin}") from error
     given = data.get("format") if isinstance(data, dict) else None
     if given != bench.PROFILE:
-        raise ConfigError(
-            f"{path} has the format {given!r}, a profile {bench.PROFILE!r}: run bench.py with "
-            "--profile, in a kit made with --profile"
-        )
+        raise ConfigError(f"{path} has the format {given!r}, a profile {bench.PROFILE!r}: {origin}")
     try:
         return _profile_of(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -158,10 +151,9 @@ def _model_of(entry: Mapping[str, Any]) -> ProfiledModel:
 
 
 def _positive(ms: object, name: str) -> float:
-    number = isinstance(ms, (int, float)) and not isinstance(ms, bool)
-    if not (number and 0 < ms < float("inf")):  # type: ignore[operator]
+    if not (is_number(ms) and 0 < ms < float("inf")):
         raise ValueError(f"{name}: {ms!r} is no time in milliseconds")
-    return float(ms)  # type: ignore[arg-type]
+    return float(ms)
 
 
 def this_device(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
 
+from .classes import Classes
+
 Vector: TypeAlias = tuple[int, ...]
 """The labels along one axis of a tensor: a positive number for a channel, 0 for an index that is
 not a channel and must stay, -1 for an index of a broadcast value, which fits any width."""
@@ -59,7 +61,7 @@ class Labels:
     """
 
     def __init__(self) -> None:
-        self._parent = [0]
+        self._classes = Classes(1)  # label 0 is no channel
         self.allocated: list[Vector] = []
         self.grids: list[Grid] = []
         self.pins: dict[int, str] = {}
@@ -69,23 +71,17 @@ class Labels:
 
     def fresh(self, count: int) -> Vector:
         """New labels for an axis of this length, each in a class of its own."""
-        start = len(self._parent)
-        labels = tuple(range(start, start + count))
-        self._parent.extend(labels)
+        labels = tuple(self._classes.add(count))
         self.allocated.append(labels)
         return labels
 
     def find(self, label: int) -> int:
         """The representative of a label's class: its oldest label."""
-        parent = self._parent
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
+        return self._classes.find(label)
 
     def roots(self) -> list[int]:
         """The representative of each label; the list is indexed by label."""
-        return [self.find(label) for label in range(len(self._parent))]
+        return [self.find(label) for label in range(len(self._classes))]
 
     def pin(self, axis: Axis, reason: Reason) -> None:
         """Mark the labels of an axis as channels that must stay, with the reason."""
@@ -120,8 +116,7 @@ class Labels:
         """Like `unify`, but without pinning the labels that correspond to 0."""
         for x, y in zip(a, b, strict=True):
             if x > 0 and y > 0 and x != y:
-                x, y = self.find(x), self.find(y)
-                self._parent[max(x, y)] = min(x, y)
+                self._classes.join(x, y)
         return tuple(x if x > 0 else y if y > 0 else min(x, y) for x, y in zip(a, b, strict=True))
 
     def split(self, axis: Axis, sizes: Sequence[int]) -> list[Axis]:

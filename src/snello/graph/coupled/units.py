@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
+from .classes import Classes
 from .dimensions import Coupling, Dimension, Member
 from .labels import HEAD_DIM, HEADS, Axis, Grid, Vector
 from .run import LAYER_SIZES, READ, SCALE, SIZE, WRITE, Mirror, Run, is_count
@@ -225,13 +226,11 @@ def _union(a: Unit, b: Unit) -> Unit:
 def _families(units: Units, found: list[Unit]) -> list[list[Unit]]:
     """Units whose labels were made for the same axis, or for axes that share a unit."""
     of = {seed: n for n, unit in enumerate(found) for seed in unit.seeds}
-    parent = list(range(len(found)))
+    joined = Classes(len(found))
 
-    def find(n: int) -> int:
-        while parent[n] != n:
-            parent[n] = parent[parent[n]]
-            n = parent[n]
-        return n
+    def chain(axis: Vector) -> None:
+        for a, b in pairwise([of[x] for x in units.roots(axis) if x in of]):
+            joined.join(a, b)
 
     # Only axes that write channels and axes of grids define dimensions. A layer that reads a
     # concatenation has one axis for several dimensions, which must stay separate.
@@ -240,26 +239,16 @@ def _families(units: Units, found: list[Unit]) -> list[list[Unit]]:
     known = {axis[0] for axis in made}
     lonely = [axis for axis in units.run.labels.allocated if axis[0] not in known]
     for axis in made:
-        _chain(axis, units, of, parent, find)
-    covered = {find(of[x]) for axis in made for x in units.roots(axis) if x in of}
+        chain(axis)
+    covered = {joined.find(of[x]) for axis in made for x in units.roots(axis) if x in of}
     for axis in lonely:
         rest = tuple(x for x in axis if of.get(units.root(x)) is not None)
-        if not any(find(of[units.root(x)]) in covered for x in rest):
-            _chain(rest, units, of, parent, find)
+        if not any(joined.find(of[units.root(x)]) in covered for x in rest):
+            chain(rest)
     groups: dict[int, list[Unit]] = defaultdict(list)
     for n, unit in enumerate(found):
-        groups[find(n)].append(unit)
+        groups[joined.find(n)].append(unit)
     return [groups[key] for key in sorted(groups, key=lambda n: min(found[n].seeds))]
-
-
-def _chain(
-    axis: Vector, units: Units, of: dict[int, int], parent: list[int], find: Callable[[int], int]
-) -> None:
-    """Join the units of an axis, in a union-find over their numbers."""
-    numbers = [of[x] for x in units.roots(axis) if x in of]
-    for a, b in pairwise(numbers):
-        x, y = find(a), find(b)
-        parent[max(x, y)] = min(x, y)
 
 
 @dataclass(frozen=True)

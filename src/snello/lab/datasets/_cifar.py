@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from snello.errors import DataError
+from snello.errors import DataError, reason_of
 from snello.store import archives
 
 from ._folders import class_names, read_parts
@@ -101,9 +101,8 @@ def _decoded(file: Path, source: Path) -> RawData:
         content = archives.load(file)
         train, test = (Images(*content[part]) for part in ("train", "test"))
     except Exception as error:  # a damaged file may raise any exception
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{file} is damaged ({reason}); remove it to have the images decoded again"
+            f"{file} is damaged ({reason_of(error)}); remove it to have the images decoded again"
         ) from error
     return RawData(train, test, CIFAR10, str(source))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from snello.errors import DataError
+from snello.errors import DataError, reason_of
 
 from ._folders import (
     TEST_SHARE,
@@ -95,9 +95,8 @@ def _names(place: Path, ids: tuple[str, ...]) -> tuple[str, ...]:
         names = torch.load(file, weights_only=True)[0]
         return tuple(str(names[wnid][0]) for wnid in ids)
     except Exception as error:  # a damaged file may raise any exception
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{file.absolute()} is not torchvision's list of ImageNet classes: {reason}; remove it to use "
+            f"{file.absolute()} is not torchvision's list of ImageNet classes: {reason_of(error)}; remove it to use "
             "WordNet ids as names"
         ) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from snello.errors import DataError, require
+from snello.errors import DataError, reason_of, require
 
 
 def from_torchvision(kind: str, root: Path, train: bool, download: bool) -> Any:
@@ -17,12 +17,9 @@ def from_torchvision(kind: str, root: Path, train: bool, download: bool) -> Any:
     datasets = require("torchvision.datasets", "train", f"reading {kind}")
     try:
         return getattr(datasets, kind)(root, train=train, download=download)
-    except (
-        Exception
-    ) as error:  # torchvision raises AssertionError, RuntimeError, URLError … for bad files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except Exception as error:  # AssertionError, RuntimeError, URLError … for bad files
         doing = "fetched into" if download else "read from"
         raise DataError(
-            f"{kind} cannot be {doing} {root.absolute()}: {reason}; remove the damaged files there "
+            f"{kind} cannot be {doing} {root.absolute()}: {reason_of(error)}; remove the damaged files there "
             "and pass --data.download=true (download=True in Python), or copy the dataset there"
         ) from error

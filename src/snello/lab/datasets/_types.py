@@ -13,9 +13,7 @@ from snello.errors import DataError
 from ._texts import Texts
 
 Task = Literal["classification", "segmentation"]
-
 Order = Literal["rgb", "bgr", "grey"]
-Colours = Literal["rgb", "bgr", "grey"]
 
 IGNORED = 255
 """Label of pixels without a class: borders, overlaps and padding."""
@@ -93,7 +91,7 @@ class DataSplits:
     apart: bool = False
 
     @property
-    def colours(self) -> Colours:
+    def colours(self) -> Order:
         """Channels of a batch, in order."""
         return "grey" if self.input_shape[0] == 1 else self.order
 
@@ -204,7 +202,7 @@ class StreamedSplits:
     apart: bool = False
 
     @property
-    def colours(self) -> Colours:
+    def colours(self) -> Order:
         """Channels of a batch, in order."""
         return self.order
 

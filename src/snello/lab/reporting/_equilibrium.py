@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from snello.equilibrium import EquilibriumStep
 from snello.errors import ConfigError
 
-from ._plots import _figure, _finish, saved
+from ._plots import blank, finished, saved, stacked
 from ._tables import Table
 from ._values import flops, megabytes
 
@@ -43,12 +43,12 @@ def plot_updated(
     """
     if empty := [label for label, run in runs.items() if not run] or ([] if runs else ["runs"]):
         raise ConfigError(f"{empty[0]}: nothing to draw; pass the steps of at least one run")
-    figure, axis = _figure(1)
+    figure, axis = stacked(1)
     for label, run in runs.items():
         places, shares = zip(*_in_force(run), strict=True)
         axis.plot(places, shares, label=label, drawstyle="steps-post", marker="o", markersize=3)
     axis.set(xlabel=xlabel, ylabel="neurons updated [%]", ylim=(-2, 102), title=title)
-    return _finish(figure, (axis,), path)
+    return finished(figure, (axis,), path)
 
 
 def _in_force(run: Sequence[float | EquilibriumStep]) -> list[tuple[int, float]]:
@@ -92,8 +92,7 @@ def plot_equilibrium(
         raise ConfigError(
             "phi, velocity: there are no values to draw; call step() at least once first"
         )
-    figure, _ = _figure(1)
-    figure.clear()
+    figure = blank(8, 6)
     above, below = figure.subplots(2, 1)  # unshared: similarity and velocity differ in scale
     low = min(0.0, *similarities)
     above.hist(similarities, bins=60, range=(low, 1), color="tab:blue")
@@ -104,7 +103,7 @@ def plot_equilibrium(
         below.axvspan(-eps, eps, color="0.85", zorder=0, label=f"at equilibrium: |v| < {eps:g}")
     below.set(xlabel="velocity v", ylabel="neurons", yscale="log")
     below.set_xscale("symlog", linthresh=linear)
-    return _finish(figure, (above, below), path)
+    return finished(figure, (above, below), path)
 
 
 def _values(per_layer: Mapping[str, Tensor]) -> list[float]:
@@ -134,7 +133,7 @@ def plot_costs(costs: Mapping[str, UpdateCost], path: Path, title: str = "") -> 
     """
     if not costs:
         raise ConfigError("costs: there is nothing to draw; pass the cost of at least one run")
-    figure, axis = _figure(1)
+    figure, axis = stacked(1)
     ratios = {label: cost.ratios for label, cost in costs.items()}
     names = list(next(iter(ratios.values())))
     width = 0.8 / len(names)

@@ -24,7 +24,7 @@ def _style(method: str) -> dict[str, str]:
 
 def plot_pruning(result: JourneyResult, path: Path) -> Path:
     """Plot the validation loss above the share of pruned parameters, over epochs."""
-    figure, (loss, sparsity) = _figure(2)
+    figure, (loss, sparsity) = stacked(2)
     for method, run in result.runs.items():
         epochs = [e.epoch for e in run.epochs]
         (line,) = loss.plot(epochs, [e.val_loss for e in run.epochs], **_style(method))
@@ -33,12 +33,12 @@ def plot_pruning(result: JourneyResult, path: Path) -> Path:
             sparsity.plot(epochs, [e.pruned * 100 for e in run.epochs], **style)
     loss.set(ylabel="validation loss", yscale="log", title=_title(result))
     sparsity.set(ylabel="parameters at zero [%]", xlabel="epoch", ylim=(-2, 102))
-    return _finish(figure, (loss, sparsity), path)
+    return finished(figure, (loss, sparsity), path)
 
 
 def plot_updates(result: JourneyResult, path: Path) -> Path:
     """Plot the share of neurons updated per epoch above the cost of the backward pass."""
-    figure, (share, cost) = _figure(2)
+    figure, (share, cost) = stacked(2)
     for method, other in result.runs.items():
         if any(e.paper_dense_flops for e in other.epochs):
             epochs = [e.epoch for e in other.epochs]
@@ -52,7 +52,7 @@ def plot_updates(result: JourneyResult, path: Path) -> Path:
     cost.axhline(1, color="0.7", linewidth=1)
     cost.set(ylabel="backward pass, NEq / baseline", xlabel="epoch")
     cost.set_ylim(bottom=0)
-    return _finish(figure, (share, cost), path)
+    return finished(figure, (share, cost), path)
 
 
 def _relative_costs(run: TrainingResult, baseline: TrainingResult | None) -> dict[str, list[float]]:
@@ -86,12 +86,14 @@ def saved(figure: Any, path: Path, dpi: int = 120) -> Path:
     return write_file(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format="png"))
 
 
-def _figure(rows: int) -> Any:
+def stacked(rows: int) -> Any:
+    """A figure, and its panels one below the other on one horizontal axis."""
     figure = blank(8, 6)
     return figure, figure.subplots(rows, 1, sharex=True)
 
 
-def _finish(figure: Any, axes: Any, path: Path) -> Path:
+def finished(figure: Any, axes: Any, path: Path) -> Path:
+    """Add grids and legends to the panels, and write the figure."""
     for axis in axes:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
@@ -122,7 +124,7 @@ def plot_potential(
         ylabel: label of the vertical axis.
         yscale: scale of the vertical axis; "log" separates small errors.
     """
-    figure, axis = _figure(1)
+    figure, axis = stacked(1)
     for method, curve in curves.items():
         shares = sorted(share for share in curve if share < 1)
         left = [100 * (1 - share) for share in shares]
@@ -135,7 +137,7 @@ def plot_potential(
             axis.fill_between(left, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     axis.set(xscale="log", yscale=yscale, xlabel=xlabel, ylabel=ylabel, title=title)
     axis.invert_xaxis()
-    return _finish(figure, (axis,), path)
+    return finished(figure, (axis,), path)
 
 
 def plot_reproduction(result: Reproduction, path: Path) -> Path:
@@ -144,7 +146,7 @@ def plot_reproduction(result: Reproduction, path: Path) -> Path:
     Rows that were not run show the published number only.
     """
     comparable = [q for q in result.table.quantities if not q.device]
-    figure, panels = _figure(len(comparable))
+    figure, panels = stacked(len(comparable))
     places = range(len(result.rows))
     for panel, quantity in zip(panels, comparable, strict=True):
         paper = [row.row.published[quantity.key] or 0 for row in result.rows]
@@ -165,4 +167,4 @@ def plot_reproduction(result: Reproduction, path: Path) -> Path:
         fontsize="small",
     )
     figure.set_size_inches(10, 3 * len(comparable) + 2)
-    return _finish(figure, panels, path)
+    return finished(figure, panels, path)

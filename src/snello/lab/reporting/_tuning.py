@@ -23,7 +23,7 @@ def trials_table(result: Tuned, title: str) -> Table:
     rows = tuple(
         (
             str(t.number), t.state, str(t.epochs), "" if t.cost is None else f"{t.cost:.4f}",
-            "" if t.accuracy is None else percent(t.accuracy), *(number(t.values.get(n)) for n in names),
+            "" if t.accuracy is None else percent(t.accuracy), *(setting(t.values.get(n)) for n in names),
         )
         for t in order
     )  # fmt: skip
@@ -60,11 +60,12 @@ def epsilon_table(result: Epsilon, title: str) -> Table:
     """The trainings of a bisection, by epsilon."""
     pairs = zip(result.found.tried, result.accuracies, strict=True)
     rows = tuple(
-        (number(eps), percent(share), percent(accuracy)) for (eps, share), accuracy in sorted(pairs)
+        (setting(eps), percent(share), percent(accuracy))
+        for (eps, share), accuracy in sorted(pairs)
     )
     reached = "" if result.found.reached else "; no epsilon in the range gives that share"
     note = (
-        f"Wished share {percent(result.wished)}: eps {number(result.found.setting)} updates "
+        f"Wished share {percent(result.wished)}: eps {setting(result.found.setting)} updates "
         f"{percent(result.found.effect)} of the neurons, mean over the epochs{reached}."
     )
     return Table(title, ("eps", "Neurons updated", "Validation accuracy"), rows, note)
@@ -73,7 +74,7 @@ def epsilon_table(result: Epsilon, title: str) -> Table:
 def ramp_table(result: RampResult, title: str) -> Table:
     """The epochs of a ramp."""
     rows = tuple(
-        (str(p.epoch), number(p.lmbda), percent(p.pruned), percent(p.accuracy))
+        (str(p.epoch), setting(p.lmbda), percent(p.pruned), percent(p.accuracy))
         for p in result.points
     )
     note = (
@@ -85,8 +86,8 @@ def ramp_table(result: RampResult, title: str) -> Table:
     )
 
 
-def number(value: Any) -> str:
-    """A setting's value, with four significant digits if it is a float."""
+def setting(value: Any) -> str:
+    """A value of a setting, with four significant digits if it is a float."""
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snello.curation import DynamicSubset, InfoBatch, Kept, OrderDP, RandomSubset
-from snello.errors import ConfigError, DataError, ModelError
+from snello.errors import ConfigError, DataError, ModelError, reason_of
 from snello.graph import scores_of
 from snello.lab.datasets import Part, Splits, load_dataset, loader
 from snello.lab.recipes import Recipe
@@ -83,9 +83,8 @@ def check_fits(name: str, model: nn.Module, splits: Splits, *, tensor: bool = Fa
         with torch.no_grad():
             outputs = model(images)
     except Exception as error:  # the model may be the user's own: it may raise anything
-        reason = str(error).partition("\n")[0]
         raise ModelError(
-            f"model {name!r} does not run on images of shape {splits.input_shape}: {reason}"
+            f"model {name!r} does not run on images of shape {splits.input_shape}: {reason_of(error)}"
         ) from error
     _check_outputs(
         name, outputs if tensor and splits.task == "classification" else _scores(outputs), splits

@@ -86,20 +86,19 @@ def wait_for_all() -> None:
         distributed.barrier()
 
 
-def share_of(batch_size: int, processes: int, name: str = "data.batch_size") -> int:
+def share_of(batch_size: int, processes: int) -> int:
     """Number of images per process in a batch that all processes share.
 
     Args:
         batch_size: images of all processes together.
         processes: number of processes.
-        name: name of the option, for messages.
 
     Raises:
         ConfigError: if the batch cannot be split evenly, which would weight gradients unequally.
     """
     if batch_size % processes:
         raise ConfigError(
-            f"{name}={batch_size} counts the images of all processes together and cannot be split "
+            f"data.batch_size={batch_size} counts the images of all processes together and cannot be split "
             f"evenly over {processes}: choose a multiple of {processes}"
         )
     return batch_size // processes

@@ -88,10 +88,8 @@ def check_same_run(folder: Path, recipe: Recipe, method: str, *, resume: bool, d
         raise ConfigError(
             f"{folder} already holds a run: add --resume to continue it, or choose another --out"
         )
-    there, asked = (
-        {"method": method, **read_note(note)},
-        _asked(recipe, method),
-    )  # notes written by older versions have no method
+    # Notes of older versions have no method.
+    there, asked = {"method": method, **read_note(note)}, _asked(recipe, method)
     if found := differences(there, asked, _unused(method) | _length(method)):
         raise ConfigError(
             f"{folder} holds a run of another recipe: {found}: choose another --out, or resume with "
@@ -191,7 +189,7 @@ def read_note(note: Path) -> dict[str, Any]:
 
 
 def _completed(asked: dict[str, Any]) -> dict[str, Any]:
-    """A note of before there was curation has none."""
+    """A note with the settings that older versions did not write."""
     return {
         **asked,
         "curation": asked.get("curation", asdict(CurationConfig())),

@@ -74,12 +74,8 @@ class Run:
         matched: TrainingResult | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.recipe, self.method, self.splits, self.world = (
-            recipe,
-            method_of(method),
-            splits,
-            world(),
-        )
+        self.recipe, self.method = recipe, method_of(method)
+        self.splits, self.world = splits, world()
         self._matched, self._progress = matched, progress
         check_device(recipe)
         probed = recipe.neq.probe if self.method.selection is not None else 0

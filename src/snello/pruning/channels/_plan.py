@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, is_number
 from snello.graph import Example
 from snello.graph.coupled import Coupling, coupling, cut, zeroed
+from snello.neurons import is_within
 from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
 from snello.pruning._options import check_round_to
@@ -44,7 +45,7 @@ class Keep:
     def __post_init__(self) -> None:
         given = {k: v for k, v in vars(self).items() if v is not None}
         for name, share in given.items():
-            if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 < share <= 1:
+            if not is_number(share) or not 0 < share <= 1:
                 raise ConfigError(f"Keep({name}={share!r}): a share to keep, in (0, 1]")
         if not given:
             raise ConfigError("Keep(): give macs=, parameters= or channels=, a share in (0, 1]")
@@ -349,10 +350,7 @@ class _Choice:
 def _excluded(found: Coupling, name: str, exclude: Collection[str]) -> bool:
     """True if a dimension is excluded by its name, or by a module or parameter of its members."""
     members = [member.name for member in found[name].members]
-    return any(
-        item == name or any(m == item or m.startswith(f"{item}.") for m in members)
-        for item in exclude
-    )
+    return any(item == name or any(is_within(m, item) for m in members) for item in exclude)
 
 
 def _check_names(found: Coupling, exclude: Collection[str]) -> None:

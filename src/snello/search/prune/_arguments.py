@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, is_number, is_whole
 from snello.graph import Example
 from snello.pruning import LayerLimits
 from snello.pruning.channels import Keep
@@ -35,7 +35,7 @@ def check_arguments(
         raise ConfigError(
             f"prune: amount is the share to keep, such as Keep(macs=0.5), not {amount!r}"
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_whole(steps) or steps < 1:
         raise ConfigError(f"prune: steps is a number of steps, at least 1, not {steps!r}")
     if limits is not None and not isinstance(limits, LayerLimits):
         raise ConfigError(
@@ -62,8 +62,7 @@ def _check_drop(max_drop: object, evaluate: object) -> None:
         raise ConfigError(
             "prune: max_drop needs evaluate, a function from a network to its quality"
         )
-    number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
-    if not number or not max_drop >= 0:  # type: ignore[operator]
+    if not is_number(max_drop) or not max_drop >= 0:
         raise ConfigError(f"prune: max_drop is a drop of the quality, at least 0, not {max_drop!r}")
 
 

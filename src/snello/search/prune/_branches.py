@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snello.graph import Example, Inputs, evaluation, evaluation_mode, requiring_gradients
 from snello.graph.coupled import Coupling, Dimension
-from snello.neurons import is_batchnorm
+from snello.neurons import is_batchnorm, is_within
 from snello.search.rate import float_tensors
 from snello.simplification import simplify
 from snello.wrappers import copied
@@ -33,7 +33,7 @@ class Branch:
 
     def is_within(self, module: str) -> bool:
         """True if the layer that writes the branch lies in a module."""
-        return self.name == module or self.name.startswith(f"{module}.")
+        return is_within(self.name, module)
 
     def contains(self, dimension: Dimension) -> bool:
         """True if the channels of a dimension exist only within the branch."""

@@ -25,6 +25,9 @@ from snello.errors import ConfigError
 OCTAVE = 4
 """Quantisation parameters per doubling of the step size."""
 
+OCTAVES = 11
+"""Doublings of the step size among the candidates of a tensor."""
+
 Table = Mapping[int, float]
 """Quantisation parameter -> cost, or bytes, of one tensor."""
 
@@ -56,15 +59,13 @@ def coarsest_qp(tensor: Tensor) -> int:
     return min(QP_MIN + found, QP_MAX)
 
 
-def candidate_qps(tensor: Tensor, octaves: int) -> range:
-    """Candidates from fine to coarse: the given number of octaves up to the coarsest one."""
+def candidate_qps(tensor: Tensor) -> range:
+    """Candidates from fine to coarse: `OCTAVES` octaves up to the coarsest one."""
     top = coarsest_qp(tensor)
-    return range(max(QP_MIN, top - OCTAVE * octaves), top + 1)
+    return range(max(QP_MIN, top - OCTAVE * OCTAVES), top + 1)
 
 
-def byte_table(
-    tensor: Tensor, settings: CodecSettings, *, octaves: int = 11, sample: int = 2**17
-) -> dict[int, float]:
+def byte_table(tensor: Tensor, settings: CodecSettings, *, sample: int = 2**17) -> dict[int, float]:
     """Bytes of one tensor at every candidate parameter.
 
     The tensor is coded once per octave; sizes in between are interpolated.
@@ -72,7 +73,6 @@ def byte_table(
     Args:
         tensor: floating-point, not empty.
         settings: codec settings; their quantisation parameters are ignored.
-        octaves: as for `candidate_qps`.
         sample: for a tensor with more elements than this, only evenly spaced rows are coded, and
             their bytes are scaled to the whole tensor.
 
@@ -80,7 +80,7 @@ def byte_table(
         ConfigError: as [`snello.codec.encode`][].
         MissingExtraError: without nncodec.
     """
-    qps = candidate_qps(tensor, octaves)
+    qps = candidate_qps(tensor)
     rows, factor = _sampled(tensor, sample)
     coded = {qp: _coded_bytes(rows, qp, settings) * factor for qp in _grid(qps)}
     return {qp: _between(coded, qp) for qp in qps}

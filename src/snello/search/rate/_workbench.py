@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from snello.codec import CodecSettings, encode, quantised
-from snello.errors import ConfigError
+from snello.errors import ConfigError, is_number
 from snello.graph import evaluation
 from snello.wrappers import copied
 
@@ -203,11 +203,7 @@ def check_bound(max_drop: float, before: float, higher_is_better: bool) -> float
     Raises:
         ConfigError: for an invalid `max_drop`, or if the original model's value is not finite.
     """
-    if (
-        isinstance(max_drop, bool)
-        or not isinstance(max_drop, (int, float))
-        or not 0 <= max_drop < math.inf
-    ):
+    if not is_number(max_drop) or not 0 <= max_drop < math.inf:
         raise ConfigError(
             f"max_drop={max_drop!r} must be the allowed loss of the value, 0 or more, in the unit "
             "of evaluate (0.002 for 0.2 points of an accuracy in [0, 1])"

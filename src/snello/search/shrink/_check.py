@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from snello.errors import ConfigError, nearest
+from snello.errors import ConfigError, is_number, is_whole, nearest
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling
 
@@ -32,8 +32,7 @@ def check_options(
     Raises:
         ConfigError: for a value of another type, out of range, or an unknown name.
     """
-    number = isinstance(max_drop, (int, float)) and not isinstance(max_drop, bool)
-    if not (number and 0 <= max_drop < math.inf):  # type: ignore[operator]
+    if not (is_number(max_drop) and 0 <= max_drop < math.inf):
         raise ConfigError(
             f"shrink: max_drop={max_drop!r} must be a drop of the quality: a finite float, at least 0"
         )
@@ -55,8 +54,7 @@ def check_options(
             f"add one of {', '.join(name for name in levers if name in useful)}"
         )
     for name, value in counts.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):  # type: ignore[operator]
+        if value is not None and not (is_whole(value) and value >= 1):
             raise ConfigError(f"shrink: {name}={value!r} must be a whole number, at least 1")
 
 

@@ -74,12 +74,10 @@ class Verifier:
         try:
             network = self._networks(at.point)
         except (ModelError, DivergenceError) as error:  # the latter of the fine-tuning
-            return _failed(key, precision, at, error, begin)
+            seconds = round(cpu_seconds() - begin, 2)
+            return replace(_unmeasured(key, precision, at), why=str(error), seconds=seconds)
         size = measured_size(network, self._example)
-        found = Candidate(
-            key, precision, dict(at.point.widths), at.point.sparsity, at.distance, None, None, None, None,
-            size.macs, size.parameters, None, None, None, None, passed=False,
-        )  # fmt: skip
+        found = _unmeasured(key, precision, at, size.macs, size.parameters)
         try:
             found = self._measured(found, network, at)
         except ModelError as error:  # of the exporter, the quantiser or the judge
@@ -121,10 +119,9 @@ class Verifier:
         return search
 
     def _measured(self, found: Candidate, network: nn.Module, at: FrontPoint) -> Candidate:
-        as_stream = found.precision == "nnc"
         found = (
             self._as_stream(found, network, at.point)
-            if as_stream
+            if found.precision == "nnc"
             else self._as_file(found, network)
         )
         cost = self._cost(found, network, at)
@@ -204,10 +201,12 @@ def _judged(found: Candidate, verdict: Verdict) -> Candidate:
     return replace(found, value=verdict.value, drop=verdict.drop, limit=verdict.limit)
 
 
-def _failed(
-    key: str, precision: Precision, at: FrontPoint, error: Exception, begin: float
-) -> Candidate:  # fmt: skip
+def _unmeasured(
+    key: str, precision: Precision, at: FrontPoint, macs: float = 0, parameters: int = 0
+) -> Candidate:
+    """The record of a point of which nothing but the size is known yet."""
     return Candidate(
-        key, precision, dict(at.point.widths), at.point.sparsity, at.distance, None, None, None, None,
-        0, 0, None, None, None, None, False, str(error), round(cpu_seconds() - begin, 2),
+        key=key, precision=precision, widths=dict(at.point.widths), sparsity=at.point.sparsity,
+        distance=at.distance, predicted=None, value=None, drop=None, limit=None, macs=macs,
+        parameters=parameters, bytes=None, latency_ms=None, memory=None, cost=None, passed=False,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import optuna
 
-from snello.errors import ConfigError, check_option, nearest
+from snello.errors import ConfigError, check_option, is_number, nearest
 
 _FORM = (
     "write [low, high], [low, high, log] for a logarithmic scale, or {choices: [a, b]} for a list"
@@ -56,8 +56,9 @@ class Interval:
 
     def holds(self, value: Any) -> bool:
         """Return True if a value belongs to the interval."""
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high and (not self.whole or value == int(value))
+        if not is_number(value):
+            return False
+        return self.low <= value <= self.high and (not self.whole or value == int(value))
 
     @property
     def samples(self) -> tuple[Any, ...]:
@@ -150,7 +151,7 @@ def _as_number(choice: Any) -> Any:
 
 def _number(name: str, end: Any) -> float:
     """An end of a range."""
-    if isinstance(end, (int, float)) and not isinstance(end, bool):
+    if is_number(end):
         return end
     try:
         if isinstance(end, str):

@@ -261,10 +261,8 @@ def _folding(layer: LayerPlan) -> str:
 
 
 def _attention(name: str, plan: AttentionPlan, width: int) -> str:
-    outputs, inputs = (
-        f"{len(plan.kept_outputs)}/{plan.outputs}",
-        f"{len(plan.kept_inputs)}/{plan.inputs}",
-    )
+    outputs = f"{len(plan.kept_outputs)}/{plan.outputs}"
+    inputs = f"{len(plan.kept_inputs)}/{plan.inputs}"
     rows = f"{len(plan.rows)}/{3 * plan.heads * plan.width} queries, keys and values"
     return (
         f"{name:{width}}  {outputs:13}  {inputs}  {len(plan.kept_heads)}/{plan.heads} heads, {rows}"

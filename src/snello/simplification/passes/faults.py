@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from snello.errors import reason_of
 from snello.graph import Graph, Inputs, evaluation, module_of_error, place_of_error
 from snello.neurons import qualified
 
@@ -74,8 +75,7 @@ def _located(lean: nn.Module, error: Exception) -> Fault:
         name = name.rpartition(".")[0]
     kind = type(lean.get_submodule(name))
     place = place_of_error(error)
-    text = str(error).partition("\n")[0] or type(error).__name__
-    reason = f"{REASON}: {text}" + (f" (at {place})" if place else "")
+    reason = f"{REASON}: {reason_of(error)}" + (f" (at {place})" if place else "")
     same = tuple(path for path, module in lean.named_modules() if type(module) is kind)
     return Fault(same, reason)
 

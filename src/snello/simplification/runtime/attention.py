@@ -35,10 +35,8 @@ def cuts(module: nn.Module, plan: AttentionPlan) -> Cuts:
     own, last = _weights(module), 2 * plan.heads * plan.width
     rows, heads = _places(own.rows, plan.rows), _places(own.kept_heads, plan.kept_heads)
     values = _places([r for r in own.rows if r >= last], [r for r in plan.rows if r >= last])
-    biased, hidden = (
-        _places(own.biased, plan.kept_heads[: plan.biased]),
-        torch.tensor(plan.hidden).long(),
-    )
+    biased = _places(own.biased, plan.kept_heads[: plan.biased])
+    hidden = torch.tensor(plan.hidden).long()
     inputs, outputs = (torch.tensor(x).long() for x in (plan.kept_inputs, plan.kept_outputs))
     packed, out = own.names
     return {

@@ -18,8 +18,8 @@ NUMBER = "format(datum.value, abs(datum.value) < 1000 ? '~r' : '~s')"
 
 
 def lines(
-    title: str, rows: Rows, x: str, y: str, *, by: str, note: str = "", log: bool = False,
-    form: str = "", x_form: str = "",
+    title: str, rows: Rows, x: str, y: str, *, by: str, log: bool = False, form: str = "",
+    x_form: str = "",
 ) -> Chart:  # fmt: skip
     """Lines with a point at every value; the value under the pointer is shown.
 
@@ -29,7 +29,6 @@ def lines(
         x: column of the horizontal axis, and its title.
         y: column of the vertical axis, and its title.
         by: column that tells the lines apart.
-        note: conditions.
         log: logarithmic vertical axis.
         form: format of the vertical axis, such as "%".
         x_form: format of the horizontal axis; without it, ticks are whole numbers.
@@ -53,7 +52,6 @@ def lines(
                 "tooltip": [{"field": _field(name), "title": name} for name in (by, x, y)],
             },
         },
-        note,
     )  # fmt: skip
 
 

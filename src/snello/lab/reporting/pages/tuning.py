@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from snello.lab.reporting._tables import Table
-from snello.lab.reporting._tuning import FINAL_NAMES, number
+from snello.lab.reporting._tuning import FINAL_NAMES, setting
 from snello.lab.reporting._values import percent
 
 from .charts import bars, front, lines
@@ -49,7 +49,7 @@ def epsilon_page(title: str, result: Epsilon, table: Table) -> Page:
         "Neurons updated", rows, "log10 of eps", "neurons updated", by="training", form=".0%"
     )
     figures = (
-        Figure("eps", "", number(result.found.setting)),
+        Figure("eps", "", setting(result.found.setting)),
         Figure("Neurons updated", "", percent(result.found.effect), f"wished {percent(result.wished)}"),
     )  # fmt: skip
     return Page(title, table.note, figures, (chart,), (table,), result)
