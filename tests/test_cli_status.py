@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from seams.cli import decompress_command, is_speaker, sigterm_raised
+from seams.cli import decompress_command, is_speaker, prune_command, sigterm_raised
 from snello import __version__
 from snello.cli import main
 from snello.errors import ConfigError, Stopped
@@ -54,6 +54,19 @@ def test_status_and_line(
     captured = capsys.readouterr()
     assert captured.err == (f"snello: {said}\n" if said else "")
     assert not captured.out
+
+
+def test_a_command_with_a_folder_is_told_to_continue_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prune_command, "run", stopped)
+    assert main(["prune", "model.pt", "--data=digits", "--macs=0.5", "--folder=steps"]) == 130
+    assert capsys.readouterr().err == (
+        "snello: interrupted; the same command continues from steps\n"
+    )
 
 
 def test_other_errors_are_faults_of_snello_and_keep_their_traceback(

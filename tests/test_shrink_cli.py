@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from torch import nn
 
+from seams.cli import Samples
 from snello.cli import main
+from snello.errors import ModelError
 from snello.store import load
 
 for package in ("nncodec", "vl_convert", "jinja2"):
@@ -152,6 +155,26 @@ def test_the_dense_network_is_not_replaced(own: Path, capsys: pytest.CaptureFixt
         assert main([*shrinking, str(file), "--own-code=ownnets:two", f"--out={out}"]) == 1
         assert "lean.v2.pt: this would replace" in capsys.readouterr().err
     assert file.read_bytes() == before
+
+
+class Named(nn.Module):
+    """Returns scores by name, as the models of some libraries do."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {self.name: x}
+
+
+def test_scores_by_name_are_answers() -> None:
+    scores = torch.randn(300, 4)
+    samples = Samples((scores,), None)
+    for name in ("out", "logits"):
+        assert torch.equal(samples.answers(Named(name)), scores.argmax(1))
+    with pytest.raises(ModelError, match="Named returns dict"):
+        samples.answers(Named("boxes"))
 
 
 def test_samples_of_another_file_are_another_search(

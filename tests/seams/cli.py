@@ -41,6 +41,10 @@ from snello.cli._rate import search_images as search_images
 
 # A command is replaced by monkeypatching, to end as no command does on purpose.
 from snello.cli import decompress as decompress_command
+from snello.cli import prune as prune_command
+
+# Answers of models that return no tensor, without a search.
+from snello.cli._samples import Samples as Samples
 
 # Names in help, read from sources, are compared with the tables.
 from snello.cli import _names as names

@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         number, said = getattr(stopped, "number", signal.SIGINT), str(stopped) or "interrupted"
         if hasattr(arguments, "resume") and "--resume" not in said:
             said += "; continue with --resume"
+        elif "--folder" in getattr(arguments, "given", ()):
+            said += f"; the same command continues from {arguments.folder}"
         return _say(said, 128 + number) if is_speaker() else 128 + number
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,11 +58,14 @@ class Samples:
         """
         import torch
 
+        from snello.graph import scores_of
+
         found: list[Tensor] = []
         with torch.no_grad():
             for batch in self.batches():
                 outputs: Any = model(*batch)
-                outputs = getattr(outputs, "logits", outputs)
+                with suppress(ConfigError):  # without scores, refused below
+                    outputs = scores_of(outputs)
                 # The largest of one output is always the same: no answer would ever change.
                 if (
                     not isinstance(outputs, torch.Tensor)
