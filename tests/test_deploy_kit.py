@@ -157,6 +157,12 @@ def test_different_outputs_are_noticed(folder: Path, tmp_path: Path) -> None:
     done = bench(kit, *QUICK)
     assert done.returncode == 0, done.stderr
     assert "WARNING: outputs differ by 0.33" in done.stdout
+    assert "--reduce-range" not in done.stdout
+
+    with numpy.load(kit / "net-int8.npz") as saved:
+        arrays = dict(saved)
+    numpy.savez(kit / "net-int8.npz", **{**arrays, "out_0": arrays["out_0"] * 1.5})
+    assert "--reduce-range" in bench(kit, *QUICK).stdout
     assert read_device_result(kit / "device.json").models[0].difference == pytest.approx(
         1 / 3, abs=1e-4
     )
