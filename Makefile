@@ -39,9 +39,10 @@ $(VENV)/.docs: $(VENV)/.all
 	$(BIN)/pip install --quiet --group docs
 	touch $@
 
+# One thread: on a machine with other work, several wait for each other in every small layer.
 demo: $(VENV)/.all
 	rm -rf $(OUT)
-	$(BIN)/snello journey digits --out=$(OUT)
+	OMP_NUM_THREADS=1 $(BIN)/snello journey digits --out=$(OUT)
 
 # One thread per process: more of them only get in each other's way on small networks. Neighbours in a
 # file share fixtures: worksteal leaves them to one process.
