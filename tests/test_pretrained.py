@@ -64,7 +64,9 @@ def test_numbers_in_a_configuration_name_no_file(tmp_path: Path) -> None:
     _same(swin, again, torch.randn(1, 3, 16, 16))
 
 
-@pytest.mark.parametrize("key", ["pretrained", "use_pretrained_backbone", "trust_remote_code"])
+@pytest.mark.parametrize("key", [
+    "pretrained", "use_pretrained_backbone", "use_pretrained_weights", "trust_remote_code", "load_from_hf_hub",
+])  # fmt: skip
 @pytest.mark.parametrize("value", [True, 1, [1], (True,), "yes"])
 def test_switches_of_downloads_are_refused_in_any_form(key: str, value: object) -> None:
     assert loading_argument("transformers", {"config": {key: value}}) is not None

@@ -38,8 +38,12 @@ _LOADING = re.compile(
     r"|quantization_config|local_dir|hf_hub|url$|^file(name)?$|^revision$",
     re.IGNORECASE,
 )
-# Of those, the ones that a number switches on.
-_SWITCH = re.compile(r"pretrained(?!_window_size)|trust_remote_code", re.IGNORECASE)
+# Of those, the ones that mean a file whatever their value is; others may be numbers of a network.
+_SWITCH = re.compile(
+    r"pretrained(?!_window_size)|checkpoint_path|cache_dir|state_dict|trust_remote_code|auto_map"
+    r"|quantization_config|local_dir|hf_hub",
+    re.IGNORECASE,
+)
 # Entries of a transformers config that name another model, possibly on the hub.
 _BACKBONE = re.compile(r"backbone", re.IGNORECASE)
 # Other implementations are downloaded from the hub as compiled kernels.
