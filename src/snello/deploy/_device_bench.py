@@ -376,15 +376,10 @@ def _print(result: dict[str, Any]) -> None:
             f"{row['file']:32} {row['median_ms']:9.3f} ms  (p10 {row['p10_ms']:.3f}, p90 {row['p90_ms']:.3f})"
         )
         if not row["difference"] <= AGREES[row["precision"]]:
-            lines.append(
-                f"    WARNING: outputs differ by {row['difference']:.2g} from the kit's reference "
-                "outputs"
-            )
+            said = f"    WARNING: outputs differ by {row['difference']:.2g} from the kit's reference outputs"
             if row["precision"] == "int8":
-                lines.append(
-                    "    x86 CPUs without VNNI cut off sums of 8-bit weights: make such a file with "
-                    "snello export --format=onnx-int8 --reduce-range"
-                )
+                said += "; x86 CPUs without VNNI need the file of snello export --reduce-range"
+            lines.append(said)
     sys.stdout.write("\n".join(lines) + "\n")
 
 
