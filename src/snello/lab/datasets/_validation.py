@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from snello.errors import DataError
 
 from ._folders import class_names, list_classes, read_classes
 from ._masks import mask_part
+from ._splits import grey
 from ._streamed import stream_classes
 from ._types import Images, RawData, RawStream, StreamedImages
-
-_LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey value (ITU-R BT.601)."""
 
 
 def images_for(raw: RawData, path: Path, image_size: int | None) -> Images:
@@ -40,7 +34,7 @@ def images_for(raw: RawData, path: Path, image_size: int | None) -> Images:
             f"the images of {path.absolute()} are {found.pixels.shape[3]}×{found.pixels.shape[2]}, "
             f"those of the dataset {width}×{height} (width × height); resize them, or set an image size"
         )
-    return replace(found, pixels=_grey(found.pixels)) if channels == 1 else found
+    return grey(found) if channels == 1 else found
 
 
 def stream_for(raw: RawStream, path: Path) -> StreamedImages:
@@ -72,9 +66,3 @@ def _check_classes(path: Path, classes: tuple[str, ...]) -> None:
             + (", ..." if len(classes) > 3 else "")
         )
     list_classes(path, classes)  # names the class without images before any image is decoded
-
-
-def _grey(pixels: Tensor) -> Tensor:
-    """Grey values, uint8 `(N, 1, H, W)`, of RGB pixels."""
-    weights = torch.tensor(_LUMA).view(1, 3, 1, 1)
-    return (pixels.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
