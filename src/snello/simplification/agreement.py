@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
+from snello.errors import reason_of
 from snello.graph import Graph, Inputs, bind, differ, same_numbers, tensors_in, tensors_of
 from snello.wrappers import computed_memo
 
@@ -102,8 +103,8 @@ def _fault(module: fx.GraphModule, inputs: Inputs, expected: list[Tensor]) -> st
     try:
         found = _run(module.eval(), inputs)
     except Exception as error:  # an operation whose sizes are fixed in the graph
-        reason = str(error).partition("\n")[0]
-        return f"on inputs of shape {shapes} the captured graph raises {type(error).__name__}: {reason}"
+        kind, reason = type(error).__name__, reason_of(error)
+        return f"on inputs of shape {shapes} the captured graph raises {kind}: {reason}"
     if differ(expected, found):
         return f"on inputs of shape {shapes} the captured graph has other outputs than the model"
     return None

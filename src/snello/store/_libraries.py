@@ -33,17 +33,12 @@ _TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", re.ASCII)  # optiona
 _CLASS_NAME = re.compile(r"[A-Z][A-Za-z0-9_]*", re.ASCII)
 
 # Arguments that make a library read or download a file; torchvision's 'init_weights' does not.
+_FILES = "checkpoint_path|cache_dir|state_dict|trust_remote_code|auto_map|quantization_config|local_dir|hf_hub"
 _LOADING = re.compile(
-    r"pretrained|(?<!init_)weights|checkpoint_path|cache_dir|state_dict|trust_remote_code|auto_map"
-    r"|quantization_config|local_dir|hf_hub|url$|^file(name)?$|^revision$",
-    re.IGNORECASE,
+    rf"pretrained|(?<!init_)weights|{_FILES}|url$|^file(name)?$|^revision$", re.IGNORECASE
 )
 # Of those, the ones that mean a file whatever their value is; others may be numbers of a network.
-_SWITCH = re.compile(
-    r"pretrained(?!_window_size)|checkpoint_path|cache_dir|state_dict|trust_remote_code|auto_map"
-    r"|quantization_config|local_dir|hf_hub",
-    re.IGNORECASE,
-)
+_SWITCH = re.compile(rf"pretrained(?!_window_size)|{_FILES}", re.IGNORECASE)
 # Entries of a transformers config that name another model, possibly on the hub.
 _BACKBONE = re.compile(r"backbone", re.IGNORECASE)
 # Other implementations are downloaded from the hub as compiled kernels.

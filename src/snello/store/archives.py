@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from snello.errors import ModelError, OutputError
+from snello.errors import ModelError, OutputError, reason_of
 from snello.files import NoRoomError, is_full, write_file
 
 _LABEL = b"snello sha256 "
@@ -110,9 +110,7 @@ def _cause(path: Path, content: Any, error: RuntimeError) -> OSError:
         return NoRoomError(found, needed) if is_full(found) else found
     except AttributeError:  # not on this system
         pass
-    return OSError(
-        errno.EIO, f"torch could not write {needed:,} bytes: {str(error).splitlines()[0]}"
-    )
+    return OSError(errno.EIO, f"torch could not write {needed:,} bytes: {reason_of(error)}")
 
 
 def _size_of(content: Any) -> int:

@@ -23,6 +23,8 @@ def device_of(recipe: Recipe) -> str:
 def check_device(recipe: Recipe) -> None:
     """Refuse early the device settings that Lightning would replace or refuse after loading data.
 
+    Warns of bfloat16 on a CPU that computes it in software.
+
     Raises:
         ConfigError: if no GPU is available for "cuda", "16-mixed" or `sync_batchnorm`.
     """
