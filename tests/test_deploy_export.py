@@ -184,6 +184,17 @@ def test_a_fixed_batch_size_is_refused(tmp_path: Path, model: nn.Module) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_models_of_torchscript_are_refused_whole_or_as_a_part(tmp_path: Path, suffix: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted = torch.jit.script(nn.Linear(3, 2))
+    for model in (scripted, nn.Sequential(scripted)):
+        with pytest.raises(ConfigError, match="compiled by TorchScript"):
+            export(model, torch.randn(2, 3), tmp_path / f"m{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_unwritable_places_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()

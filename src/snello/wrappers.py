@@ -44,6 +44,20 @@ def check_values(model: nn.Module, what: str) -> None:
         )
 
 
+def check_not_scripted(model: nn.Module, what: str) -> None:
+    """Raise a ConfigError for a model that is compiled by TorchScript, which has no Python code.
+
+    Args:
+        model: the model.
+        what: the caller, for the error.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"{what}: the model, or a part of it, is compiled by TorchScript, which hides its layers; give the module "
+            "it was made from"
+        )
+
+
 def unwrapped(model: nn.Module, what: str) -> nn.Module:
     """The module inside wrappers, whose names have no wrapper's prefix.
 
@@ -57,10 +71,7 @@ def unwrapped(model: nn.Module, what: str) -> nn.Module:
     """
     check_module(model, what)
     *_, inner = _layers_of_wrapping(model)
-    if isinstance(inner, torch.jit.ScriptModule):
-        raise ConfigError(
-            f"{what}: the model is compiled by TorchScript, which hides its layers; give the module it was made from"
-        )
+    check_not_scripted(inner, what)
     if (name := _sharded(inner)) is not None:
         raise ConfigError(
             f"{what}: parameter {name!r} is sharded over processes, so that none of them holds a whole neuron; "

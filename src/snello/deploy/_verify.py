@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from snello.errors import ConfigError, ModelError
 from snello.graph import Positional, as_inputs, class_name
-from snello.wrappers import check_values, copied
+from snello.wrappers import check_not_scripted, check_values, copied
 
 TOLERANCE = 1e-4
 """Largest accepted difference from PyTorch in float32, relative to the largest output."""
@@ -68,6 +68,8 @@ def shapes(inputs: Sequence[Tensor]) -> str:
 def on_cpu(model: nn.Module) -> nn.Module:
     """A copy of a model on the CPU, in evaluation mode."""
     check_values(model, "export")
+    for part in model.modules():  # torch.export refuses a part of it, too
+        check_not_scripted(part, "export")
     return copied(model).eval().cpu()
 
 
