@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from snello.errors import ConfigError, ModelError
-from snello.graph import Example, Inputs, evaluation
-from snello.graph.coupled import Coupling, coupling
-from snello.processes import (
-    copy_from_first,
-    device_of_group,
-    mean_over_processes,
-    meet,
-    sum_on_cpu,
-)
+from snello.graph import Example, Inputs
+from snello.processes import meet, sum_on_cpu
 from snello.pruning import LayerLimits
-from snello.pruning.channels import ChannelImportance, Keep, plan_channels
-from snello.pruning.channels import measured_size as size_of
-from snello.pruning.recovery import correct_biases, recalibrate, reconstruct
-from snello.search.identity import digest_of, name_of
-from snello.simplification import apply, simplify
+from snello.pruning.channels import ChannelImportance, Keep
+from snello.search.identity import digest_of
 from snello.wrappers import unwrapped
 
-from ._arguments import check_arguments, check_recovery, quality_of
-from ._as_plan import as_plan
+from ._arguments import check_arguments, check_recovery
 from ._folder import Folder
-from ._measured import Removal, choose_measured
+from ._run import Choice, Run
 from ._step import Pruned, PruningStep
 
 
@@ -119,12 +105,14 @@ def prune(
     batches = list(calibration)
     check_recovery(batches, reconstruction, measured, branches, normalise)
     model = unwrapped(model, "prune")
-    exclude = (exclude,) if isinstance(exclude, str) else exclude
+    choice = Choice(
+        importance=importance, normalise=normalise, limits=limits, round_to=round_to,
+        exclude=tuple(sorted((exclude,) if isinstance(exclude, str) else exclude)),
+        measured=measured, branches=branches,
+    )  # fmt: skip
     settings = {
-        "amount": asdict(amount), "steps": steps, "importance": name_of(importance),
-        "normalise": normalise, "limits": None if limits is None else asdict(limits),
-        "round_to": round_to, "exclude": sorted(exclude), "reconstruction": reconstruction,
-        "measured": measured, "branches": branches, "batches": len(batches),
+        **choice.settings(), "amount": asdict(amount), "steps": steps,
+        "reconstruction": reconstruction, "batches": len(batches),
         "evaluate": getattr(evaluate, "settings", evaluate is not None),
         "inputs": Inputs.of(example_inputs).shapes,
         "fit": getattr(fit, "settings", None), "weights": "" if folder is None else digest_of(model),
@@ -135,7 +123,7 @@ def prune(
     )
     saved = Folder(None if folder is None else Path(folder), settings)
     saved.check()
-    run = _Run(model, example_inputs, evaluate)
+    run = Run(model, example_inputs, choice, batches, reconstruction, fit, evaluate)
     taken = saved.taken()
     for step in taken:
         # The bound may be narrower than in the call that took the step.
@@ -145,40 +133,11 @@ def prune(
     lean = saved.network(model, max(len(taken) - 1, 0))
     meet("prune", f"{len(taken)} steps")  # all have read the folder before one writes to it
     if not taken:
-        if not branches:  # without scores or training, whether the final bound can be reached
-            plan_channels(
-                model, example_inputs, amount, importance=_equal, normalise=normalise,
-                limits=limits, round_to=round_to, exclude=exclude, groups=run.coupling,
-            )  # fmt: skip
-        taken = [PruningStep(0, 1.0, 1.0, 0, None, run.dense_quality(lean))]
+        run.check_reachable(amount)
+        taken = [run.dense_step(lean)]
         _show(taken[-1], on_step)
     for number in range(len(taken), steps + 1):
-        wanted = run.relative(lean, amount.after(number / steps))
-        options: dict[str, Any] = {
-            "importance": importance, "limits": limits, "round_to": round_to, "exclude": exclude,
-            "widths": run.widths, "groups": run.coupling if number == 1 else None,
-        }  # fmt: skip
-        removal = (
-            choose_measured(lean, example_inputs, wanted, batches, branches=branches, **options)
-            if measured
-            else Removal(
-                plan_channels(lean, example_inputs, wanted, normalise=normalise, **options)
-            )
-        )
-        for text in removal.plan.warnings:
-            warnings.warn(f"prune: step {number}: {text}", stacklevel=2)
-        narrow = _recovered(lean, removal, example_inputs, batches, reconstruction)
-        cut = quality = run.quality(narrow)
-        if fit is not None:
-            fit(narrow)
-            copy_from_first(narrow.state_dict().values())
-            quality = run.quality(narrow)
-        size = size_of(narrow, example_inputs)
-        step = PruningStep(
-            number, size.macs / run.dense.macs, size.parameters / run.dense.parameters,
-            sum(map(len, removal.plan.removed.values())), cut, quality,
-            tuple(branch.name for branch in removal.branches),
-        )  # fmt: skip
+        narrow, step = run.step(lean, number, amount.after(number / steps))
         _show(step, on_step)
         if (why := _too_far(taken[0], step, max_drop)) is not None:
             return Pruned(lean.train(model.training), tuple(taken), why)
@@ -186,39 +145,6 @@ def prune(
         taken.append(step)
         saved.keep(lean, taken)
     return Pruned(lean.train(model.training), tuple(taken))
-
-
-def _recovered(
-    model: nn.Module,
-    removal: Removal,
-    example: Example,
-    batches: Sequence[Example],
-    reconstruction: bool | str,
-) -> nn.Module:
-    """The network without channels and branches, recovered as far as is possible untrained."""
-    plan, source = removal.plan, removal.zeroed_branches(model)
-    if reconstruction:
-        if normed := [n for n in plan.removed if plan.removed[n] and plan.coupling[n].norms]:
-            raise ConfigError(
-                f"prune: reconstruction is not possible for dimension {normed[0]!r}, over which "
-                f"{plan.coupling[normed[0]].norms[0][0]!r} computes its statistics; use "
-                "reconstruction=False"
-            )
-        source = plan.zeroed(source)
-        recover = correct_biases if reconstruction == "biases" else reconstruct
-        recover(source, model, batches)
-    narrow = apply(as_plan(model, plan, example), source)
-    if removal.branches:
-        narrow = simplify(narrow, example)
-    if batches:
-        recalibrate(narrow, batches)
-    copy_from_first(narrow.state_dict().values())  # the processes have other batches
-    return narrow
-
-
-def _equal(_model: nn.Module, groups: Coupling) -> dict[str, Tensor]:
-    """The same score for every channel."""
-    return {dimension.name: torch.ones(dimension.width) for dimension in groups.free}
 
 
 def _show(step: PruningStep, on_step: Callable[[PruningStep], object] | None) -> None:
@@ -241,69 +167,3 @@ def _too_far(dense: PruningStep, step: PruningStep, max_drop: float | None) -> s
         f"{undone} {step.quality:.4f}, {drop:.4f} below the dense network's, more than "
         f"max_drop={max_drop}"
     )
-
-
-class _Run:
-    """State of one call: the dense network's size, widths and quality."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        example: Example,
-        evaluate: Callable[[nn.Module], float] | None,
-    ) -> None:
-        self._model, self._example, self._evaluate = model, Inputs.of(example), evaluate
-        self.dense = size_of(model, example)
-        if not self.dense.macs:
-            raise ModelError(
-                f"{type(model).__name__} has no multiply-accumulates on the example inputs"
-            )
-        if not self.dense.parameters:
-            raise ModelError(f"{type(model).__name__} has no parameters to remove, only buffers")
-
-    @cached_property
-    def coupling(self) -> Coupling:
-        """The coupled channels of the dense network."""
-        return coupling(self._model, self._example)
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """The widths of the dense network's dimensions that can be narrowed."""
-        return {d.name: d.width for d in self.coupling.free}
-
-    def quality(self, model: nn.Module) -> float | None:
-        """Evaluate a network with the caller's function, as a mean over the processes; None
-        without one.
-        """
-        if self._evaluate is None:
-            return None
-        with evaluation(model):
-            return mean_over_processes(quality_of(self._evaluate(model)), device_of_group())
-
-    def dense_quality(self, model: nn.Module) -> float | None:
-        """The quality of the network before pruning.
-
-        Raises:
-            ConfigError: if it is not finite.
-        """
-        found = self.quality(model)
-        if found is not None and not math.isfinite(found):
-            raise ConfigError(
-                f"prune: evaluate gives {found} for the network before pruning: give a network and "
-                "a function whose quality is a finite number"
-            )
-        return found
-
-    def relative(self, model: nn.Module, target: Keep) -> Keep:
-        """Convert a share of the dense network to a share of the current one."""
-        now = size_of(model, self._example)
-        shares = {
-            "macs": now.macs / self.dense.macs,
-            "parameters": now.parameters / self.dense.parameters,
-        }
-        wanted = {
-            key: min(1.0, share / shares.get(key, 1.0))
-            for key, share in vars(target).items()
-            if share is not None
-        }
-        return Keep(**wanted)
