@@ -130,3 +130,24 @@ def test_journey_of_a_users_own_model_and_photos(
         "--repeats=2", "--warmup=1", "--out=m.json",
     )  # fmt: skip
     assert "simplified" in measured
+
+
+def test_scores_by_name_train_as_a_tensor_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Models of Hugging Face return an object or a mapping with their logits."""
+    _photos(tmp_path / "photos")
+    (tmp_path / "mine.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    scores = "self.head(x.mean((2, 3)))"
+    results = []
+    for returned in (scores, f"{{'logits': {scores}}}"):
+        (tmp_path / "mynet.py").write_text(MODEL.replace(scores, returned))
+        sys.modules.pop("mynet", None)
+        _snello_here(
+            capsys, "train", "mine.yaml", "--method=serene+neq", "--epochs=2", "--serene.finetune=1",
+            f"--out=run-{len(results)}",
+        )  # fmt: skip
+        found = json.loads((tmp_path / f"run-{len(results)}/result.json").read_text())
+        results.append([(epoch["train_loss"], epoch["val_loss"]) for epoch in found["epochs"]])
+    assert results[0] == results[1]

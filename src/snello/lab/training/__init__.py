@@ -28,6 +28,7 @@ from snello.lab.recipes import recipe_names as recipe_names  # noqa: E402
 from snello.lab.recipes import recipe_parser as recipe_parser  # noqa: E402
 from snello.lab.recipes import recipe_path as recipe_path  # noqa: E402
 
+from ._classification import Classification as Classification  # noqa: E402
 from ._curate import Curated as Curated  # noqa: E402
 from ._curate import record_training as record_training  # noqa: E402
 from ._data import check_fits as check_fits  # noqa: E402
@@ -59,7 +60,6 @@ from ._reproduce import reproduce as reproduce  # noqa: E402
 from ._resting import FineTunedRow as FineTunedRow  # noqa: E402
 from ._result import TrainingResult as TrainingResult  # noqa: E402
 from ._segmentation import Segmentation as Segmentation  # noqa: E402
-from ._task import Classification as Classification  # noqa: E402
 
 # The names left out of __all__ are internal to snello's own packages.
 __all__ = [

@@ -54,19 +54,17 @@ def initial_model(recipe: Recipe, splits: Splits) -> nn.Module:
     model = build(recipe.model)
     if recipe.weights is not None:
         load_weights(model, recipe.weights)
-    check_fits(recipe.model.name, model.eval(), splits, tensor=True)
+    check_fits(recipe.model.name, model.eval(), splits)
     return model.train()
 
 
-def check_fits(name: str, model: nn.Module, splits: Splits, *, tensor: bool = False) -> None:
+def check_fits(name: str, model: nn.Module, splits: Splits) -> None:
     """Check that a model runs on the images of a dataset and has an output for every class.
 
     Args:
         name: of the model, for messages.
         model: in evaluation mode, on any device.
         splits: the data.
-        tensor: require a classifier to return a tensor, as training does; otherwise it may return a
-            mapping or an object with `"logits"`.
 
     Raises:
         ModelError: if the model fails on the images or has a wrong output shape.
@@ -86,9 +84,7 @@ def check_fits(name: str, model: nn.Module, splits: Splits, *, tensor: bool = Fa
         raise ModelError(
             f"model {name!r} does not run on images of shape {splits.input_shape}: {reason_of(error)}"
         ) from error
-    _check_outputs(
-        name, outputs if tensor and splits.task == "classification" else _scores(outputs), splits
-    )
+    _check_outputs(name, _scores(outputs), splits)
 
 
 def _scores(outputs: Any) -> Any:

@@ -34,6 +34,7 @@ from snello.sensitivity import GroupDecay, Sensitivity
 from snello.store import Record, save
 
 from ._checkpoints import SealedCheckpoints
+from ._classification import Classification
 from ._data import Batches, guessed_among, image_input, images_used, initial_model
 from ._device import AUTOCAST, check_device, device_of
 from ._distributed import World, world
@@ -46,7 +47,7 @@ from ._result import CHECKPOINT, MODEL, RESULT, TrainingResult
 from ._schedule import build_optimizer
 from ._segmentation import Segmentation
 from ._stop import StopBetweenSteps, StopSignals
-from ._task import Classification
+from ._task import Task
 
 Progress = Callable[[str], None]
 
@@ -329,9 +330,7 @@ def _strategy(world: World, device: str, partly: bool) -> Any:
     return DDPStrategy(process_group_backend=backend, find_unused_parameters=partly)
 
 
-def _task(
-    recipe: Recipe, splits: Splits, model: nn.Module, keep: DynamicSubset | None
-) -> Classification | Segmentation:
+def _task(recipe: Recipe, splits: Splits, model: nn.Module, keep: DynamicSubset | None) -> Task:
     kind = Segmentation if splits.task == "segmentation" else Classification
     return kind(
         model, len(splits.classes), recipe.optimizer, channels_last=recipe.channels_last, keep=keep

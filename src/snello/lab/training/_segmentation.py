@@ -1,11 +1,10 @@
-"""The Lightning module: semantic segmentation."""
+"""The task of semantic segmentation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,10 +15,10 @@ from snello.curation import DynamicSubset
 from snello.graph import scores_of
 from snello.lab.recipes import OptimizerConfig
 
-from ._task import configured, logged
+from ._task import Task
 
 
-class Segmentation(L.LightningModule):
+class Segmentation(Task):
     """Cross-entropy training of a semantic segmentation network.
 
     As in torchvision's reference training, the auxiliary classifier's loss has the weight 0.5 and
@@ -55,21 +54,11 @@ class Segmentation(L.LightningModule):
         channels_last: bool = False,
         keep: DynamicSubset | None = None,
     ) -> None:
-        super().__init__()
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=memory_format)
-        self._config, self.memory_format, self._keep = optimizer, memory_format, keep
+        super().__init__(model, optimizer, channels_last=channels_last, keep=keep)
         self.aux_weight, self.ignored = aux_weight, ignored
         self.val_metrics, self.test_metrics = (
             _metrics(classes, ignored, part) for part in ("val", "test")
         )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Scores, shape (B, C, H, W)."""
-        return scores_of(self._outputs(images))
-
-    def _outputs(self, images: Tensor) -> Any:
-        return self.model(images.to(memory_format=self.memory_format))
 
     def loss(self, outputs: Any, labels: Tensor) -> Tensor:
         """Mean cross-entropy over pixels.
@@ -83,6 +72,10 @@ class Segmentation(L.LightningModule):
             A scalar that includes the auxiliary loss; zero if every pixel is ignored.
         """
         return self._with_aux(outputs, labels, self._pixel_loss)
+
+    def losses(self, outputs: Any, labels: Tensor) -> Tensor:
+        """The loss of each image, its mean over pixels, shape (B,)."""
+        return self._with_aux(outputs, labels, self._image_losses)
 
     def _with_aux(
         self, outputs: Any, labels: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
@@ -108,42 +101,15 @@ class Segmentation(L.LightningModule):
     def _counted(self, labels: Tensor) -> Tensor:
         return (labels != self.ignored).sum()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The loss of one batch.
-
-        Raises:
-            DivergenceError: if it is NaN or infinite.
-        """
-        if self._keep is None:
-            images, labels = batch
-            loss = self.loss(self._outputs(images), labels)
-        else:
-            (images, labels), index = batch
-            losses = self._with_aux(self._outputs(images), labels, self._image_losses)
-            loss = self._keep.weigh(losses, index)
-        return logged(self, loss, batch_idx, len(labels))
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss, mIoU and pixel accuracy on the validation part."""
-        self._evaluate(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Loss, mIoU and pixel accuracy on the test part."""
-        self._evaluate(batch, "test", self.test_metrics)
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str, metrics: MetricCollection) -> None:
-        images, labels = batch
-        scores = self(images)
+    def evaluate(self, scores: Tensor, labels: Tensor, part: str) -> None:
+        """Log loss, mIoU and pixel accuracy."""
+        metrics = self.val_metrics if part == "val" else self.test_metrics
         metrics.update(scores.argmax(1), labels)
         # Weighted by pixels: the number of labelled pixels differs between images.
         pixels = int(self._counted(labels))
         loss = self._pixel_loss(scores, labels)
         self.log(f"{part}_loss", loss, batch_size=pixels, prog_bar=True, sync_dist=True)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=pixels, prog_bar=True)
-
-    def configure_optimizers(self) -> Any:
-        """Build optimizer and schedule, with a learning rate for the auxiliary classifier."""
-        return configured(self._config, self.model, self.trainer, self._keep)
 
 
 def _metrics(classes: int, ignored: int, part: str) -> MetricCollection:
