@@ -85,5 +85,5 @@ def rules_do_not_fail(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
             raise AssertionError(f"a rule failed: {failed}") from failed
 
         monkeypatch.setattr(
-            importlib.import_module("snello.simplification.simplify"), "_refuse", refuse
+            importlib.import_module("snello.simplification.sequence"), "_refuse", refuse
         )

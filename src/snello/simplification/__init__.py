@@ -19,8 +19,9 @@ removed, but the result is correct. The subpackages and modules, from the bottom
 - `passes`: match, constants, liveness, layout, widen, overwrite, lower, report; for a result of the
   model's own class also without_edits, attributes, head_dimensions, faults and coupled;
 - `rewrite`: applies a plan to a model; no other part edits graphs or weights;
-- `cost`, `verify`, `candidate`, `batchnorm`, `simplify`: cost models, the check in float64, a way
-  to simplify a model, folding of BatchNorm, and the sequence of all steps.
+- `cost`, `verify`, `batchnorm`: cost models, the check in float64, folding of BatchNorm;
+- `sequence`, `candidate`, `candidates`, `simplify`: the passes in order, a way to simplify a model,
+  all ways, best first, and the choice of the first that holds.
 
 To add the rule of an operation, see [`rule_for`][snello.simplification.rule_for]; for a rule of snello's own, add
 one file to `ops`.
