@@ -146,6 +146,37 @@ def test_a_changed_file_is_noticed(folder: Path, tmp_path: Path) -> None:
     assert not (kit / "device.json").exists()
 
 
+@pytest.mark.parametrize("content", [b"[]", b"[" * 100_000, None])
+@pytest.mark.parametrize("name", ["models.json", "operations.json", "net.npz"])
+def test_damaged_parts_are_named(
+    name: str, content: bytes | None, folder: Path, tmp_path: Path
+) -> None:
+    kit = tmp_path / "kit"
+    shutil.copytree(folder / "kit", kit)
+    if content is None:
+        (kit / name).unlink(missing_ok=True)
+    else:
+        (kit / name).write_bytes(content)
+    done = bench(kit, *QUICK, *(["--profile"] if name == "operations.json" else []))
+    assert done.returncode == 1
+    assert done.stderr.startswith("bench.py: error: ")
+    assert name in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout, "nothing was timed before"
+    assert not (kit / "device.json").exists()
+
+
+def test_impossible_requests_are_refused_before_the_timing(folder: Path) -> None:
+    for options, reason in (
+        (("--profile", "--batch=2"), "--batch=2"),
+        (("--out=no/folder/device.json",), "no/folder"),
+        (("--out=.",), "'.'"),
+    ):
+        done = bench(folder / "kit", *options)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert reason in done.stderr
+
+
 def test_different_outputs_are_noticed(folder: Path, tmp_path: Path) -> None:
     import numpy
 

@@ -25,6 +25,8 @@ import platform
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Callable, Sequence  # noqa: UP035
 
@@ -206,23 +208,22 @@ def _milliseconds(session: Any, feed: dict[str, Any]) -> float:
     return (time.perf_counter_ns() - begin) / 1e6
 
 
-def profile(folder: Path, result: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Time the operations of a kit; `result` has the times of its whole models.
+def operations_of(folder: Path, batch: int) -> dict[str, Any]:
+    """Read the operations of a kit, before anything is timed.
 
     Raises:
-        KitError: for a kit without operations.
+        KitError: for a kit without operations, and for a batch of several samples.
     """
-    if result["batch"] != 1:
-        raise KitError(f"--profile times single samples: --batch={result['batch']} does not fit it")
+    if batch != 1:
+        raise KitError(f"--profile times single samples: --batch={batch} does not fit it")
     try:
-        kit = json.loads((folder / "operations.json").read_text())
-    except (OSError, ValueError) as error:
-        raise KitError(
-            f"{folder / 'operations.json'} cannot be read: {error}; make the kit with "
-            "snello bench-device --profile"
-        ) from error
-    if kit.get("format") != OPERATIONS:
-        raise KitError(f"operations.json has the format {kit.get('format')!r}, not {OPERATIONS!r}")
+        return _part(folder / "operations.json", OPERATIONS, "operations", "models")
+    except KitError as error:
+        raise KitError(f"{error}; make the kit with snello bench-device --profile") from error
+
+
+def profile(kit: dict[str, Any], result: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Time the operations of a kit; `result` has the times of its whole models."""
     times, keys = operation_times(kit["operations"], result["threads"], repeats), kit["models"]
     models = [
         {"name": row["name"], "precision": row["precision"], "ms": row["p10_ms"],
@@ -236,16 +237,22 @@ def profile(folder: Path, result: dict[str, Any], repeats: int) -> dict[str, Any
     }  # fmt: skip
 
 
-def _read_kit(folder: Path) -> list[dict[str, Any]]:
+def _part(path: Path, form: str, *keys: str) -> dict[str, Any]:
+    """Content of a JSON file of a kit, which has to have some keys."""
     try:
-        kit = json.loads((folder / "models.json").read_text())
-    except (OSError, ValueError) as error:
-        raise KitError(f"{folder / 'models.json'} cannot be read: {error}") from error
-    if kit.get("format") != KIT:
-        raise KitError(
-            f"{folder / 'models.json'} has the format {kit.get('format')!r}, this script reads "
-            f"{KIT!r}"
-        )
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise KitError(f"{path} cannot be read: {error}") from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != form:
+        raise KitError(f"{path} has the format {found!r}, this script reads {form!r}")
+    if missing := [key for key in keys if key not in content]:
+        raise KitError(f"{path} lacks {missing[0]!r}: copy the folder again")
+    return content  # type: ignore[no-any-return]
+
+
+def _read_kit(folder: Path) -> list[dict[str, Any]]:
+    kit = _part(folder / "models.json", KIT, "models")
     for entry in kit["models"]:
         data = (folder / entry["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
@@ -260,20 +267,29 @@ def _difference(session: Any, check: Path) -> float:
     """Largest difference from the kit's reference outputs, relative to the largest magnitude."""
     import numpy
 
-    with numpy.load(check, allow_pickle=False) as saved:
-        feed = {node.name: saved["in_" + str(i)] for i, node in enumerate(session.get_inputs())}
-        worst = 0.0
-        for i, found in enumerate(session.run(None, feed)):
-            expected = saved["out_" + str(i)]
-            if found.shape != expected.shape:
-                raise KitError(
-                    f"{check}: output {i} has shape {found.shape} here, {expected.shape} there"
-                )
-            if found.size:
-                scale = float(numpy.abs(expected).max())
-                error = float(numpy.abs(found.astype("f8") - expected.astype("f8")).max())
-                worst = max(worst, error / scale if scale else error)
+    saved, worst = _arrays(check), 0.0
+    feed = {node.name: saved["in_" + str(i)] for i, node in enumerate(session.get_inputs())}
+    for i, found in enumerate(session.run(None, feed)):
+        expected = saved["out_" + str(i)]
+        if found.shape != expected.shape:
+            raise KitError(
+                f"{check}: output {i} has shape {found.shape} here, {expected.shape} there"
+            )
+        if found.size:
+            scale = float(numpy.abs(expected).max())
+            error = float(numpy.abs(found.astype("f8") - expected.astype("f8")).max())
+            worst = max(worst, error / scale if scale else error)
     return worst
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    import numpy
+
+    try:
+        with numpy.load(path, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise KitError(f"{path} cannot be read: {error}; copy the folder again") from error
 
 
 def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> dict[str, Any]:
@@ -406,14 +422,22 @@ def main() -> int:
         return 0
     out = Path(options.out)
     try:
+        kit = operations_of(here, options.batch) if options.profile else None
+        out.with_name(out.name + ".tmp").touch()  # before the work, which a wrong --out would lose
         result = run(here, options.threads, options.batch, options.warmup, options.repeats)
         _print(result)
         _write(out, result)
-        if options.profile:
-            _write(out.with_name("profile.json"), profile(here, result, options.repeats))
+        if kit is not None:
+            _write(out.with_name("profile.json"), profile(kit, result, options.repeats))
     except (KitError, ImportError, OSError) as error:
         sys.stderr.write(f"bench.py: error: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("bench.py: interrupted\n")
+        return 130
+    finally:
+        with contextlib.suppress(OSError):
+            out.with_name(out.name + ".tmp").unlink()
     return 0
 
 

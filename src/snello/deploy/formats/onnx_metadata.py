@@ -48,7 +48,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         if item.key.startswith(PREFIX):
             try:
                 found[item.key.removeprefix(PREFIX)] = json.loads(item.value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # written by another program
     return found
 

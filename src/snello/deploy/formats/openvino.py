@@ -58,7 +58,7 @@ class OpenVino(Format):
             return {}
         try:
             found = json.loads(graph.get_rt_info(METADATA).astype(str))
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}  # written by another program
         return found if isinstance(found, dict) else {}
 

@@ -69,7 +69,9 @@ def device_kit(
         (inside / "models.json").write_text(json.dumps(content, indent=1))
         if profile:
             write_operations(inside / "operations.json", subjects, models, int8=int8)
-        (inside / "README.md").write_text(readme(models, kit.random_calibration, profile=profile))
+        (inside / "README.md").write_text(
+            readme(models, kit.random_calibration, profile=profile), encoding="utf-8"
+        )
         shutil.copyfile(str(bench.__file__), inside / "bench.py")
     return kit
 
