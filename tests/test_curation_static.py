@@ -231,11 +231,12 @@ def test_damaged_files_are_named(tmp_path: Path, change: dict[str, Any], message
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match=r"none\.json cannot be read"):
         Kept.load(tmp_path / "none.json")
-    (tmp_path / "broken.json").write_bytes(b"\xff{")
-    with pytest.raises(DataError, match="cannot read"):
-        Kept.load(tmp_path / "broken.json")
+    for broken in (b"\xff{", b"[]", b"[" * 100_000):
+        (tmp_path / "broken.json").write_bytes(broken)
+        with pytest.raises(DataError, match=r"broken\.json is .*write the file again"):
+            Kept.load(tmp_path / "broken.json")
 
 
 def test_mistakes_are_named(recording: Recording) -> None:

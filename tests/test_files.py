@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from snello.errors import ConfigError, OutputError
+from snello.errors import ConfigError, ModelError, OutputError
 from snello.files import (
     folder_beside,
     read_json,
+    read_json_object,
     write_bytes,
     write_file,
     write_text,
@@ -97,3 +98,19 @@ def test_json_is_read_or_refused_with_its_path(tmp_path: Path) -> None:
             read_json(path)
     with pytest.raises(ConfigError, match=r"missing\.json cannot be read: No such file"):
         read_json(tmp_path / "missing.json")
+    for encoding in ("utf-8-sig", "utf-16"):  # of editors and shells of Windows
+        path.write_text('{"cpu": "Ünix"}', encoding)
+        assert read_json(path) == {"cpu": "Ünix"}
+
+
+def test_json_objects_are_read_or_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "result.json", '{"a": 1}')
+    assert read_json_object(path) == {"a": 1}
+    for damaged in ("[]", "1", "null", "{", "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(ModelError, match=r"result\.json is .*; write it again$"):
+            read_json_object(path, "write it again", ModelError)
+    path.unlink()
+    path.mkdir()  # unreadable, but not damaged: the remedy could lose something
+    with pytest.raises(ModelError, match=r"result\.json cannot be read: Is a directory$"):
+        read_json_object(path, "remove it", ModelError)

@@ -135,9 +135,10 @@ def test_damaged_and_foreign_folders_say_what_is_wrong(tmp_path: Path) -> None:
     refuse("names no class", architectures=None)
     refuse("neither a network of snello nor a registered model", architectures=["os.system"])
     refuse("weights cannot be loaded", intermediate_size=40, snello_plan=None)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
-        load(tmp_path)
+    for damaged in ("{", "[]", "[" * 100_000):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(ModelError, match=r"config\.json is "):
+            load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ModelError, match="weights cannot be loaded"):

@@ -491,9 +491,12 @@ def test_a_narrower_bound_ends_a_folder_where_it_is_broken(tmp_path: Path) -> No
 
 def test_damaged_folders_and_files_in_place_of_them_are_refused(tmp_path: Path) -> None:
     prune(_resnet(), X, Keep(macs=0.8), folder=tmp_path / "run")
-    (tmp_path / "run/steps.json").write_text("[]")
-    with pytest.raises(ConfigError, match="damaged"):
-        prune(_resnet(), X, Keep(macs=0.8), folder=tmp_path / "run")
+    for damaged in ("[]", "{", "[" * 100_000, '{"settings": {}, "steps": [1]}', '{"settings": []}'):
+        (tmp_path / "run/steps.json").write_text(damaged)
+        with pytest.raises(
+            ConfigError, match=r"steps\.json is .* remove the folder to start again"
+        ):
+            prune(_resnet(), X, Keep(macs=0.8), folder=tmp_path / "run")
     (tmp_path / "file").write_text("")
     calls: list[nn.Module] = []
     with pytest.raises(ConfigError, match="cannot make the folder"):

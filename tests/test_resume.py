@@ -246,9 +246,10 @@ def test_settings_that_a_method_does_not_read_may_change(tmp_path: Path) -> None
 
 def test_a_damaged_note_is_told_in_one_line(tmp_path: Path) -> None:
     train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path)
-    (tmp_path / "recipe.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"recipe.json is damaged: choose another --out"):
-        train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path, resume=True)
+    for damaged in ("{", "[]", "[" * 100_000, '{"data": []}'):
+        (tmp_path / "recipe.json").write_text(damaged)
+        with pytest.raises(ConfigError, match=r"recipe.json is .*choose another --out"):
+            train(load_recipe("digits", ONE_EPOCH), "baseline", tmp_path, resume=True)
 
 
 def test_what_never_started_is_no_run(tmp_path: Path) -> None:
@@ -282,5 +283,5 @@ def test_a_damaged_run_folder_is_told_in_one_line(tmp_path, name):
     if name == "last.ckpt":
         (tmp_path / "result.json").unlink()
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:40])
-    with pytest.raises(ModelError, match=rf"{name} is damaged: remove it"):
+    with pytest.raises(ModelError, match=rf"{name} is .*remove it"):
         train(recipe, "baseline", tmp_path, resume=True)

@@ -81,6 +81,28 @@ def test_results_without_their_settings_are_refused(tmp_path: Path) -> None:
         shrunk(folder=tmp_path)
 
 
+def test_a_damaged_line_is_computed_again(tmp_path: Path) -> None:
+    first = shrunk(folder=tmp_path)
+    with (tmp_path / "candidates.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n[]\n1\n")
+    assert shrunk(folder=tmp_path).chosen == first.chosen
+
+
+def test_damaged_settings_of_a_bitstream_are_named(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "minimise": "bytes", "calibration": [INPUTS], "folder": tmp_path, "allow": ("channels", "nnc")
+    }  # fmt: skip
+    shrunk(**options)
+    settings = next(tmp_path.glob("coded-*.json"))
+    log = tmp_path / "candidates.jsonl"  # settings are read again where no front is known
+    lines = [line for line in log.read_text().splitlines(True) if '"key": "front-' not in line]
+    log.write_text("".join(lines))
+    for damaged in ("[]", "{", '{"qp": []}', "[" * 100_000):
+        settings.write_text(damaged)
+        with pytest.raises(ConfigError, match=rf"{settings.name} is .*remove the folder"):
+            shrunk(**options)
+
+
 def test_a_damaged_network_says_what_to_do(tmp_path: Path) -> None:
     shrunk(folder=tmp_path)
     for path in tmp_path.glob("network-*.pt"):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, OutputError
+from .errors import ConfigError, OutputError, SnelloError
 
 _TEMPORARY = ".tmp"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -118,17 +118,45 @@ def write_text(path: str | Path, text: str) -> Path:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Content of a JSON file in UTF-8.
+    """Content of a JSON file in UTF-8, or in UTF-16 or UTF-32 as some editors write it.
 
     Raises:
         ConfigError: naming the path, if it cannot be read or is not valid JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_bytes())
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_json_object(
+    path: str | os.PathLike[str], remedy: str = "", kind: type[SnelloError] = ConfigError
+) -> dict[str, Any]:
+    """Content of a JSON file that is an object: values by name.
+
+    Args:
+        path: of the file.
+        remedy: what to do if the file is damaged, for the message.
+        kind: class of the errors.
+
+    Raises:
+        SnelloError: of this kind, naming the path, if it cannot be read, is not valid JSON, or is
+            no object.
+    """
+    try:
+        found = read_json(path)
+    except ConfigError as error:
+        damaged = not isinstance(error.__cause__, OSError)
+        raise kind(f"{error}{_instead(remedy) if damaged else ''}") from error
+    if not isinstance(found, dict):
+        raise kind(f"{path} is a JSON {type(found).__name__}, not an object{_instead(remedy)}")
+    return found
+
+
+def _instead(remedy: str) -> str:
+    return f"; {remedy}" if remedy else ""
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError, ModelError
+from snello.files import read_json_object
 
 from ._images import add_image_arguments, given_images
 from ._inputs import joined, warn
@@ -292,10 +292,9 @@ def _recipe_beside(file: str | Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        found = json.loads((Path(file).parent / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json_object(Path(file).parent / NOTE)
+    except ConfigError:
         return {}  # no run, or a damaged note: the options are used as they are
-    return found if isinstance(found, dict) else {}
 
 
 def _same(path: str, other: object) -> bool:

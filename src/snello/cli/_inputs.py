@@ -277,7 +277,7 @@ def json_object(text: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--arguments={text!r} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f'--arguments={text!r} must be a JSON object, like {{"classes": 10}}')

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from snello.errors import require
+from snello.errors import ConfigError, require
+from snello.files import read_json_object
 from snello.lab.methods import method_of
 from snello.lab.recipes import (
     check_option_names,
@@ -95,11 +95,9 @@ def _note(arguments: argparse.Namespace) -> dict[str, Any] | None:
     folder = run_folder(arguments)
     for path in (folder / "recipe.json", *sorted(folder.glob("*/recipe.json"))):
         try:
-            note = json.loads(path.read_text())
-        except (OSError, ValueError):
+            return read_json_object(path)
+        except ConfigError:
             continue  # a damaged note has an error of its own, later
-        if isinstance(note, dict):
-            return note
     return None
 
 

@@ -66,5 +66,5 @@ def _validate(arguments: argparse.Namespace) -> None:
 def _copy(source: Path, target: Path) -> None:
     if target.exists():
         raise ConfigError(f"{target} already exists: choose another name, or remove it first")
-    text = source.read_text()
+    text = source.read_text("utf-8")
     print(f"written: {write_text(target, text)}")

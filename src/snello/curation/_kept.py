@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from snello.errors import DataError
-from snello.files import write_text
+from snello.files import read_json_object, write_text
 
 FORMAT = "snello-kept-samples"
 VERSION = 1
@@ -116,11 +116,8 @@ class Kept:
         Raises:
             DataError: if it is missing, damaged, or of another kind.
         """
-        try:
-            found = json.loads(Path(path).read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
+        found = read_json_object(path, "write the file again", DataError)
+        if found.get("format") != FORMAT:
             raise DataError(f"{path} is no file of kept samples: {FORMAT!r} is not its format")
         if found.get("version") != VERSION:
             raise DataError(f"{path} has version {found.get('version')}, known is {VERSION}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from snello.errors import ModelError
+from snello.errors import ConfigError, ModelError
+from snello.files import read_json_object
 
 from ._images import ImageInput
 from ._spec import ModelSpec
@@ -64,8 +64,8 @@ def _timm(model: nn.Module) -> ImageInput | None:
 
 def _transformers(model: nn.Module, folder: Path) -> ImageInput | None:
     try:
-        config = json.loads((folder / PROCESSOR).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json_object(folder / PROCESSOR)
+    except ConfigError:
         return None
     mean, std = _floats([0] * 3), _floats([1] * 3)
     if config.get("do_normalize", True):  # without values in the file, its class decides

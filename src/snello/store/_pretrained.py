@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from snello.errors import ModelError, SnelloError
+from snello.files import read_json_object
 from snello.neurons import input_dtype
 from snello.simplification import SimplificationPlan
 from snello.simplification.rewrite import CONFIG_KEY, narrow_in_place
@@ -78,13 +78,7 @@ def _image_shape(model: nn.Module) -> tuple[int, ...]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path} contains a {type(found).__name__}, not a configuration")
-    return found
+    return read_json_object(path, kind=ModelError)
 
 
 def _kind(spec: ModelSpec, folder: Path) -> type[Any]:

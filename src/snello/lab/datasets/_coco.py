@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from snello.errors import DataError, require
+from snello.files import read_json_object
 
 from ._folders import fixed_order
 from ._places import Request, missing
@@ -68,11 +69,11 @@ def _annotations(place: Path, part: str) -> Path:
 
 def _part(place: Path, part: str) -> StreamedImages:
     file, folder = _annotations(place, part), place / f"{part}2017"
+    content = read_json_object(file, "unpack it again", DataError)
     try:
-        content = json.loads(file.read_bytes())
         names = {image["id"]: image["file_name"] for image in content["images"]}
         objects = _by_image(content["annotations"], names)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"{file.absolute()} is not a list of COCO instances: {type(error).__name__} {error}; unpack it again"
         ) from error

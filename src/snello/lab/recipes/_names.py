@@ -35,7 +35,7 @@ def recipe_path(name_or_path: str) -> Path:
 
 def recipe_summary(path: Path) -> str:
     """The first comment line of a recipe, which describes it."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return file.readline().strip().lstrip("# ").rstrip(":")
 
 

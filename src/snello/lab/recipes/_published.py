@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from snello.errors import ConfigError, nearest
+from snello.files import read_json
 
 from ._names import recipe_folder
 
@@ -96,7 +96,7 @@ def published_table(name: str) -> PublishedTable:
         raise ConfigError(
             f"there is no table {name!r}{hint} to reproduce; choose one of: {', '.join(TABLES)}"
         )
-    data = json.loads((recipe_folder() / "published.json").read_text())[name]
+    data = read_json(recipe_folder() / "published.json")[name]
     quantities = tuple(Quantity(key, **value) for key, value in data["quantities"].items())
     rows = tuple(PublishedRow(**row) for row in data["rows"])
     return PublishedTable(name, data["title"], data["source"], quantities, rows)

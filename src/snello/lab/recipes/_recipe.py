@@ -254,7 +254,7 @@ def _check_comment(recipe: str, overrides: Sequence[str]) -> None:
 def _read(path: Path, name: str) -> dict[str, Any]:
     yaml = require("yaml", "train", "reading recipes")
     try:
-        values = yaml.load(path.read_text(), _loader())
+        values = yaml.load(path.read_text("utf-8"), _loader())
     except ConfigError as error:
         raise ConfigError(f"recipe {name}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from snello import __version__
 from snello.codec import CodecSettings
-from snello.files import sha256_of, write_text
+from snello.errors import ConfigError
+from snello.files import read_json, sha256_of, write_text
 from snello.lab.datasets import Splits, loader
 from snello.lab.recipes import Recipe
 from snello.search.rate import search_rate
@@ -64,8 +65,8 @@ def coded(recipe: Recipe, folder: Path, model: nn.Module, record: Record, splits
 def content_of(note: Path) -> Any:
     """The content of a JSON file that says what another file was made of; None if it is damaged."""
     try:
-        return json.loads(note.read_text("utf-8"))
-    except (OSError, ValueError):
+        return read_json(note)
+    except ConfigError:
         return None
 
 

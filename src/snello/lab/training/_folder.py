@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snello.errors import ConfigError, ModelError, OutputError, require
-from snello.files import remove_leftovers, write_text
+from snello.files import read_json_object, remove_leftovers, write_text
 from snello.lab.methods import METHOD_SPECS, method_of
 from snello.lab.recipes import CurationConfig, Recipe
 from snello.store import archives
@@ -178,14 +178,14 @@ def read_note(note: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is missing or damaged.
     """
+    remedy = "choose another --out, or remove the run and start again"
+    if not note.is_file():
+        raise ConfigError(f"{note} is missing: {remedy}")
+    asked = read_json_object(note, remedy)
     try:
-        asked: dict[str, Any] = dict(json.loads(note.read_text()))
         return _completed(asked)
-    except (OSError, ValueError, TypeError) as error:
-        state = "damaged" if note.is_file() else "missing"
-        raise ConfigError(
-            f"{note} is {state}: choose another --out, or remove the run and start again"
-        ) from error
+    except TypeError as error:
+        raise ConfigError(f"{note} is damaged: {remedy}") from error
 
 
 def _completed(asked: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from snello.errors import ModelError
+from snello.files import read_json_object
 
 from ._distributions import Distribution
 from ._history import EpochRecord
@@ -55,15 +55,14 @@ class TrainingResult:
         Raises:
             ModelError: if the file is damaged.
         """
+        remedy = "remove it to train the last epochs again"
+        data = read_json_object(path, remedy, ModelError)
         try:
-            data = json.loads(path.read_text())
             epochs = tuple(EpochRecord(**epoch) for epoch in data["epochs"])
             distributions = {
                 name: Distribution(tuple(d["edges"]), tuple(d["counts"]), d["zeros"])
                 for name, d in data.get("distributions", {}).items()
             }
             return TrainingResult(**{**data, "epochs": epochs, "distributions": distributions})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ModelError(
-                f"{path} is damaged: remove it to train the last epochs again"
-            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(f"{path} is damaged: {remedy}") from error

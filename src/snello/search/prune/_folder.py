@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from snello.errors import ConfigError
-from snello.files import write_text
+from snello.files import read_json_object, write_text
 from snello.processes import rank_and_size
 from snello.search.identity import plain
 from snello.simplification import SimplificationPlan, apply, plan_of
@@ -79,9 +79,9 @@ class Folder:
 
     def _table(self) -> dict[str, Any]:
         assert self.path is not None
-        file = self.path / TABLE
+        file, remedy = self.path / TABLE, "remove the folder to start again"
+        table = read_json_object(file, remedy)
         try:
-            table: dict[str, Any] = json.loads(file.read_text())
             steps = [
                 PruningStep(**{**entry, "branches": tuple(entry.get("branches", ()))})
                 for entry in table["steps"]
@@ -89,8 +89,7 @@ class Folder:
             return {"settings": dict(table["settings"]), "steps": steps}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(
-                f"{file} is damaged, or was written by another version: remove the folder to start "
-                "again"
+                f"{file} is damaged, or was written by another version: {remedy}"
             ) from error
 
     def taken(self) -> list[PruningStep]:

@@ -128,7 +128,7 @@ class Log:
                     key = str(entry.pop("key"))
                     if self._whole(key, entry):
                         self._known.setdefault(key, entry)
-                except (ValueError, KeyError, AttributeError, TypeError):
+                except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                     continue
 
     def _write(self, key: str, result: Mapping[str, Any]) -> dict[str, Any]:

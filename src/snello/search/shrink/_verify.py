@@ -14,7 +14,7 @@ from torch import nn
 from snello.codec import CodecSettings
 from snello.deploy import file_bytes, footprint, peak_memory
 from snello.errors import ConfigError, DivergenceError, ModelError
-from snello.files import write_text
+from snello.files import read_json_object, write_text
 from snello.graph import Example
 from snello.pruning.channels import measured_size
 from snello.search.rate import RateSearch
@@ -99,12 +99,12 @@ class Verifier:
         path = self._folder / f"coded-{key}.json"
         if not path.is_file():
             return None
+        remedy = f"remove the folder {self._folder}, or choose another one"
+        content = read_json_object(path, remedy)
         try:
-            return settings_from_json(json.loads(path.read_text()))
+            return settings_from_json(content)
         except (ValueError, TypeError) as error:  # a ConfigError is a ValueError
-            raise ConfigError(
-                f"{path} is damaged: remove the folder {self._folder}, or choose another one"
-            ) from error
+            raise ConfigError(f"{path} is damaged: {remedy}") from error
 
     def _coded(self, key: str, network: nn.Module, point: Point, used: float) -> RateSearch:
         search = coded(

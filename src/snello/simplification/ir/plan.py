@@ -201,7 +201,7 @@ class SimplificationPlan:
         """
         try:
             return SimplificationPlan._from_dict(upgraded(json.loads(text)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(f"this is not a simplification plan: {error!r}") from error
 
     @staticmethod

@@ -171,7 +171,7 @@ def read_figures(path: str | Path) -> tuple[str, tuple[Figure, ...]] | None:
     try:
         content = json.loads(found[1])
         return str(content["title"]), tuple(Figure(**figure) for figure in content["figures"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

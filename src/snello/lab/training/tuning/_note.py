@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from snello.errors import ConfigError
-from snello.files import write_text
+from snello.files import read_json_object, write_text
 from snello.lab.recipes import Recipe
 from snello.lab.training._folder import differences
 from snello.search.tune import Space
@@ -56,12 +56,7 @@ def check_same_study(folder: Path, asked: dict[str, Any]) -> None:
     if not path.is_file():
         write_text(path, json.dumps(asked, indent=1))
         return
-    try:
-        there = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{path} is damaged: choose another --out, or remove the folder and start again"
-        ) from error
+    there = read_json_object(path, "choose another --out, or remove the folder and start again")
     if found := differences(there, asked):
         raise ConfigError(
             f"{folder} holds a study with other settings: {found}: choose another --out, or go on with "
