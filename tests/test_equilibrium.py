@@ -324,6 +324,35 @@ def test_the_head_the_excluded_and_the_unfit_are_left_alone() -> None:
     assert set(neq.frozen) == {"0", "1", "4"}
 
 
+def test_the_layer_that_gives_the_outputs_always_learns() -> None:
+    """In whatever order the layers are registered."""
+
+    class Disordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classes, self.norm, self.first = (
+                nn.Linear(4, 2),
+                nn.BatchNorm1d(4),
+                nn.Linear(4, 4),
+            )
+            self.second, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.classes(self.second(self.norm(self.first(x))))
+
+    model = Disordered()
+    neq = NEq(model, sgd(model), torch.randn(3, 4))
+    assert set(neq.frozen) == {"norm", "first", "second"}
+    assert "head" in neq.left_alone["classes"]
+
+
+@pytest.mark.parametrize("options", [{"warmup": 1.5}, {"warmup": "2"}, {"positions": 3.0}])
+def test_counts_are_whole_numbers(options: dict[str, Any]) -> None:
+    model = network()
+    with pytest.raises(ConfigError, match=rf"{next(iter(options))}: must be a whole number"):
+        NEq(model, sgd(model), batch()[0], **options)
+
+
 def test_a_frozen_model_is_not_taken_over() -> None:
     model = network()
     first = NEq(model, sgd(model), batch()[0])

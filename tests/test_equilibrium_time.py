@@ -167,6 +167,10 @@ def test_neve_uses_the_probe_of_any_selection_that_observes() -> None:
         NeVe(careful)
     with pytest.raises(ConfigError, match="it has no optimizer"):
         NeVe(SelectiveUpdate(network(), None, batch()[0], Velocity()))
+    with pytest.raises(
+        ConfigError, match="must be a SelectiveUpdate, such as NEq, not a Sequential"
+    ):
+        NeVe(network())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1.5])

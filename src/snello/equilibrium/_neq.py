@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snello.errors import ConfigError, DivergenceError, check_state
+from snello.errors import ConfigError, DivergenceError, check_state, is_whole
 from snello.graph import Example
-from snello.neurons import neuron_count
+from snello.neurons import neuron_count, weighted_layers
 from snello.optimizers import Optimizers
 from snello.wrappers import unwrapped, wrappers_of
 
@@ -19,7 +19,7 @@ from ._agree import from_first_rank
 from ._dispatch import Dispatch, DispatchMode
 from ._flops import forward_use, paper_flops
 from ._freezer import Freezer
-from ._layers import CHOSEN, monitored_layers
+from ._layers import CHOSEN, HEAD, monitored_layers
 from ._probe import Probe, similarity
 from ._records import EquilibriumStep
 from ._selection import (
@@ -128,9 +128,10 @@ class SelectiveUpdate:
         dispatch: DispatchMode = "measured",
         only_if_faster: bool = False,
     ) -> None:
-        if warmup < 1:
+        if not (is_whole(warmup) and warmup >= 1):
             raise ConfigError(
-                f"warmup: must be at least 1, not {warmup}; nothing is known before one step"
+                f"warmup: must be a whole number, at least 1, not {warmup!r}; nothing is known "
+                "before one step"
             )
         if dispatch not in get_args(DispatchMode):
             raise ConfigError(
@@ -143,6 +144,11 @@ class SelectiveUpdate:
         self._probe = Probe(self.model, probe, positions)
         use = forward_use(self.model, self._probe)
         self._macs = use.macs
+        # The layer that gives the outputs need not be the one that is registered last.
+        weighted = weighted_layers(self.model)
+        for name in [name for name in use.order if name in weighted][-1:]:
+            if found.pop(name, None) is not None:
+                self.left_alone[name] = HEAD
         # The module around a layer that is lent rests in its place, but not the model.
         lent = {name for name in use.lent if "." in name}
         layers = {n: found[n] for n in use.order if n in found and (n in use.called or n in lent)}

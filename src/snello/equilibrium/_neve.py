@@ -83,6 +83,10 @@ class NeVe:
         check_option(bound >= 0, f"bound must be at least 0, not {bound}")
         check_option(0 <= mu < 1, f"mu must be in [0, 1), not {mu}")
         check_option(lowest >= 0, f"lowest must be at least 0, not {lowest}")
+        check_option(
+            isinstance(update, SelectiveUpdate),
+            f"update: must be a SelectiveUpdate, such as NEq, not a {type(update).__name__}",
+        )
         name = type(update.selection).__name__
         check_option(
             update.selection.observes,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snello.errors import ConfigError, ModelError
+from snello.errors import ConfigError, ModelError, is_whole
 from snello.graph import Example, Inputs, evaluation
 from snello.wrappers import eagerly, unfused_layers
 
@@ -40,9 +40,10 @@ class Probe:
         self.model, self.positions = model, positions
         self.lent: Collection[str] = ()
         self.inputs = Inputs.of(inputs)
-        if positions is not None and positions < 1:
+        if positions is not None and not (is_whole(positions) and positions >= 1):
             raise ConfigError(
-                f"positions: must be at least 1, not {positions}; None keeps all of them"
+                f"positions: must be a whole number, at least 1, not {positions!r}; None keeps all "
+                "of them"
             )
         first = next(iter(self.inputs.tensors()), None)
         if first is None or first.dim() == 0 or not len(first):
