@@ -96,6 +96,15 @@ def test_files_of_suspects_and_copies_are_named(tmp_path: Path) -> None:
     assert all(Path(file).is_file() for one in result["duplicates"] for file in one["files"])
 
 
+def test_a_single_image_has_no_duplicates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "one.json"
+    assert main(["curate", "digits", "--epochs=1", "--limit=1", f"--out={out}"]) == 0
+    assert json.loads(out.read_text())["duplicates"] == []
+    assert not (tmp_path / "one.json.duplicates.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

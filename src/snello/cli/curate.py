@@ -96,12 +96,13 @@ def _report(arguments: argparse.Namespace, out: Path) -> None:
     # The network believes another class in most epochs.
     suspects = order[: int((scores["AUM"] < 0).sum())][: arguments.count]
     pairs, likeness = near_duplicates(seen.features, arguments.count)
-    sheets = {
+    indices = {
         "hardest": el2n(recording).argsort(descending=True, stable=True)[: arguments.count],
         "easiest": order.flip(0)[: arguments.count],
-        **({"suspects": suspects} if len(suspects) else {}),
-        "duplicates": pairs.flatten()[: 2 * arguments.count],
+        "suspects": suspects,
+        "duplicates": pairs.flatten()[: 2 * arguments.count],  # none of a single image
     }
+    sheets = {name: chosen for name, chosen in indices.items() if len(chosen)}
     close = f"{int((likeness > 0.999).sum())} of the {len(pairs)} closest"
     table = _table(splits.name, recording, scores, close)
     result = {
