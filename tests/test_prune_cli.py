@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.seams.cli import save_or_rescue
 from torch import nn
 
 from snello.cli import main
-from snello.errors import ConfigError
+from snello.errors import ConfigError, OutputError
 from snello.store import ModelSpec, Record, build, load, save
 
 for module in ("lightning", "rich", "sklearn"):
@@ -53,6 +55,35 @@ def test_every_importance_prunes_in_steps(
     assert main([*argv, *options]) == 0, capsys.readouterr().err
     steps = json.loads((tmp_path / "out.pt.json").read_text())["steps"]
     assert steps[-1]["macs"] <= 0.5 < steps[1]["macs"]
+
+
+def test_a_network_whose_file_cannot_be_written_is_saved_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that became full during a pruning had lost its network."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "file").touch()
+    model, record = build(DIGITS).eval(), Record(DIGITS, (1, 8, 8))
+    with pytest.raises(
+        OutputError, match=r"out\.pt: .*; the network was saved as .* instead"
+    ) as said:
+        save_or_rescue(tmp_path / "file" / "out.pt", model, record)
+    (rescued,) = tmp_path.glob("snello-*/out.pt")
+    assert str(rescued) in str(said.value)
+    assert torch.equal(load(rescued)[0](x := torch.randn(2, 1, 8, 8)), model(x))
+
+
+def test_a_network_that_can_be_saved_nowhere_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OutputError(f"cannot write {path}: the disk is full")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("snello.store.save", full)
+    with pytest.raises(OutputError, match=r"cannot write out\.pt: the disk is full$"):
+        save_or_rescue(Path("out.pt"))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_is_not_continued_with_another_fine_tuning(

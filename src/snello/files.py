@@ -204,8 +204,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
         OutputError: naming the path and the reason.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
+    check_no_folder(path)
     _make_folder(path)
     trial = path.parent / f".{path.name}.try"
     try:
@@ -213,6 +212,16 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     except OutputError as error:
         raise OutputError(str(error).replace(str(trial), str(path))) from error
     return path
+
+
+def check_no_folder(path: str | os.PathLike[str]) -> None:
+    """Raise an error if a file is to be written in the place of a folder.
+
+    Raises:
+        OutputError: naming the path.
+    """
+    if Path(path).is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file in it")
 
 
 def check_new_folder(path: str | os.PathLike[str]) -> Path:

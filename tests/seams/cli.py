@@ -21,6 +21,7 @@ from snello.cli._own_code import import_own_code as import_own_code
 from snello.cli._own_code import import_path_restored as import_path_restored
 from snello.cli._own_code import named_code as named_code
 from snello.cli._recipes import run_folder as run_folder
+from snello.cli._saving import save_or_rescue as save_or_rescue
 from snello.cli._subjects import subjects as subjects
 
 # Spellings of a time, without a study.

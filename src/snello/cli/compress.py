@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snello.errors import ConfigError
-from snello.files import write_bytes
+from snello.files import check_no_folder, write_bytes
 
 from ._data import check_drop
 from ._images import with_classes
@@ -22,6 +22,7 @@ from ._inputs import (
 )
 from ._own_code import named_code
 from ._rate import SEARCH, add_rate_arguments, codec_settings, search, search_images
+from ._saving import save_or_rescue
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +66,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Code the model, write the bitstream and report the sizes."""
     from snello.deploy import footprint
     from snello.lab.reporting import Table, busy, megabytes
-    from snello.store import save
 
     settings, found, metric = _settings(arguments), None, arguments.metric
     model, record = read_model(arguments)
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.raw:
             notes.append(_write_stream(out, model, settings))
         else:
-            save(out, model, record, settings=settings, trust=named_code(arguments))
+            save_or_rescue(out, model, record, settings=settings, trust=named_code(arguments))
     coded = out.stat().st_size
     table = Table(
         record.model.label, ("File", "float32 [MB]", "Bitstream [MB]", "Ratio"),
@@ -114,6 +114,7 @@ def _out(arguments: argparse.Namespace) -> Path:
 
     if arguments.out is None:
         arguments.out = "model.nnc" if arguments.raw else f"model{Container.suffix}"
+    check_no_folder(arguments.out)  # before its suffix, which folders have none of
     named = Path(arguments.out).suffix == Container.suffix
     if arguments.raw and named:
         raise ConfigError(

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from snello.files import check_no_folder
+
 from ._calibration import CALIBRATION, add_calibration_arguments, calibration, warn_random
 from ._inputs import (
     add_model_arguments,
@@ -107,6 +109,8 @@ def _format(arguments: argparse.Namespace) -> Format:
     """
     from snello.deploy import FORMATS, format_of
 
+    if arguments.out is not None:
+        check_no_folder(arguments.out)  # before its suffix, which folders have none of
     if arguments.format is None:
         return format_of(arguments.out or "model.onnx")
     known = {format.name: format for format in FORMATS.values()}

@@ -33,6 +33,7 @@ from ._inputs import (
 )
 from ._names import channel_importances, complete_with
 from ._own_code import named_code
+from ._saving import save_or_rescue
 from ._words import check_known, listed
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ def run(arguments: argparse.Namespace) -> None:
     from snello.lab.reporting import pages, progress
     from snello.lab.training import evaluate
     from snello.search.prune import prune
-    from snello.store import save
 
     pages.check_libraries()
     out = check_model_file(arguments, arguments.out)
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
     test = evaluate(found.model, loader(splits.test, splits, 500)).accuracy
     dense = evaluate(model, loader(splits.test, splits, 500)).accuracy
-    save(out, found.model.cpu(), record, trust=named_code(arguments))
+    save_or_rescue(out, found.model.cpu(), record, trust=named_code(arguments))
     title = f"{record.model.label} on {arguments.data}: channels pruned"
     table = _table(title, found, splits, arguments.max_drop, test, dense)
     page = pages.pruning_page(title, found, table, test, dense)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snello.errors import ConfigError
+from snello.files import check_no_folder
 
 from ._data import (
     add_data_arguments,
@@ -35,6 +36,7 @@ from ._inputs import (
 from ._names import channel_importances, complete_with
 from ._own_code import named_code
 from ._samples import read_samples
+from ._saving import save_or_rescue
 from ._words import check_known, listed
 
 if TYPE_CHECKING:
@@ -159,6 +161,7 @@ def _stem(arguments: argparse.Namespace) -> Path:
         OutputError: if the file cannot be written.
     """
     given = Path(arguments.out)
+    check_no_folder(given)
     name = given.stem if given.suffix in SUFFIXES else given.name
     for suffix in SUFFIXES:
         check_output(arguments, given.with_name(name + suffix))
@@ -260,18 +263,17 @@ def _write(
 ) -> Path:  # fmt: skip
     """Write the network in its precision; the path."""
     from snello.deploy import export_int8
-    from snello.store import save
 
     trust = named_code(arguments)
     if found.precision == "nnc":
         path = out.with_suffix(".snello")
-        return save(path, found.model.cpu(), record, settings=found.settings, trust=trust)
+        return save_or_rescue(path, found.model.cpu(), record, settings=found.settings, trust=trust)
     if found.precision == "int8":
         path = out.with_suffix(".onnx")
         export_int8(found.model.cpu(), record.inputs(1), path, calibration)
-        print(f"written: {save(out, found.model.cpu(), record, trust=trust)} (float32)")
+        print(f"written: {save_or_rescue(out, found.model.cpu(), record, trust=trust)} (float32)")
         return path
-    return save(out, found.model.cpu(), record, trust=trust)
+    return save_or_rescue(out, found.model.cpu(), record, trust=trust)
 
 
 def _files(arguments: argparse.Namespace, found: Shrunk, path: Path) -> list[dict[str, str]]:

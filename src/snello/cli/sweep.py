@@ -30,6 +30,7 @@ from ._inputs import (
 )
 from ._names import importances
 from ._own_code import named_code
+from ._saving import save_or_rescue
 from ._words import check_known, listed
 
 if TYPE_CHECKING:
@@ -213,7 +214,6 @@ def _apply(
 ) -> PotentialPoint:
     """Prune by the importance with the highest accuracy at `--apply`, and write the model."""
     from snello.pruning import Pruner, Ratio
-    from snello.store import save
 
     there = [point for point in points if point.ratio == arguments.apply]
     # Random scores are a baseline, not a choice.
@@ -226,7 +226,7 @@ def _apply(
     pruner.prune()
     pruner.remove()
     value = subject.accuracy(subject.model)
-    save(out, subject.model.cpu(), subject.record, trust=named_code(arguments))
+    save_or_rescue(out, subject.model.cpu(), subject.record, trust=named_code(arguments))
     return replace(best, value=value)
 
 
