@@ -524,3 +524,21 @@ def test_a_stopped_run_may_get_another_end_of_pruning_while_that_is_ahead() -> N
     cosine = load_recipe("digits", ["--epochs=20", "--optimizer.schedule=poly"])
     assert refusal(there, cosine, "baseline", 0) is None
     assert refusal(there, cosine, "baseline", 1) is not None
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_quietly() -> None:
+    """Python had shown a traceback of the imports."""
+    code = """if True:
+        import os, signal, sys
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name == "snello.cli":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Finder())
+        from snello.__main__ import main
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

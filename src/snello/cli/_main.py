@@ -59,12 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 on success, 1 on bad input (with one line on stderr), 2 on a usage error,
         130 after SIGINT, 143 after SIGTERM.
     """
-    if completion.asked_for():
-        completion.complete(_parser(completion.command_typed(_names()))[0])
     try:
+        if completion.asked_for():
+            completion.complete(_parser(completion.command_typed(_names()))[0])
         arguments = _arguments(sys.argv[1:] if argv is None else list(argv))
     except UsageError as error:
         return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _say("interrupted", 128 + signal.SIGINT)
     try:
         with sigterm_raised(), import_path_restored(), warnings_in_one_line():
             arguments.run(arguments)
