@@ -41,15 +41,10 @@ IDENTITY = bytes.fromhex(
     "0112040a02080142040a00100d"
 )
 DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16",
+    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8", "tensor(bool)": "bool",
+}  # fmt: skip
 # Outputs of another CPU may differ by rounding, relative to the largest magnitude.
 AGREES = {"float32": 1e-3, "int8": 0.1}
 
@@ -134,11 +129,9 @@ def peak_memory(path: str, threads: int, batch: int) -> int | None:
     except OSError:
         return None  # a system without child processes, or an emulated CPU
     if child.returncode:
-        raise KitError(
-            f"{path}: the process that measures memory failed: {child.stderr.strip()[-300:]}"
-        )
-    answer: int | None = json.loads(child.stdout)
-    return answer
+        said = child.stderr.strip()[-300:]
+        raise KitError(f"{path}: the process that measures memory failed: {said}")
+    return json.loads(child.stdout)  # type: ignore[no-any-return]
 
 
 def _peak_here(path: str, threads: int, batch: int) -> int | None:
@@ -246,8 +239,8 @@ def _part(path: Path, form: str, *keys: str) -> dict[str, Any]:
     found = content.get("format") if isinstance(content, dict) else None
     if found != form:
         raise KitError(f"{path} has the format {found!r}, this script reads {form!r}")
-    if missing := [key for key in keys if key not in content]:
-        raise KitError(f"{path} lacks {missing[0]!r}: copy the folder again")
+    if not {*keys} <= {*content}:
+        raise KitError(f"{path} lacks {' or '.join(keys)}: copy the folder again")
     return content  # type: ignore[no-any-return]
 
 
@@ -259,8 +252,7 @@ def _read_kit(folder: Path) -> list[dict[str, Any]]:
             raise KitError(
                 f"{entry['file']} was changed or damaged during copying: copy the folder again"
             )
-    models: list[dict[str, Any]] = kit["models"]
-    return models
+    return kit["models"]  # type: ignore[no-any-return]
 
 
 def _difference(session: Any, check: Path) -> float:
@@ -314,11 +306,10 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
         for entry in entries
     }
 
-    def milliseconds(file: str) -> float:
-        return _milliseconds(sessions[file], feeds[file])
-
     before = temperature()
-    times = take_turns(list(sessions), milliseconds, repeats, warmup)
+    times = take_turns(
+        list(sessions), lambda file: _milliseconds(sessions[file], feeds[file]), repeats, warmup
+    )
     after = temperature()
     results = []
     for entry in entries:
@@ -331,8 +322,8 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
                 "peak_bytes": peak_memory(str(folder / entry["file"]), threads, batch),
             }
         )  # fmt: skip
-    heat = {"celsius_before": before, "celsius_after": after}
-    return {"format": FORMAT, "device": {**describe(), **heat}, **conditions, "models": results}
+    device = {**describe(), "celsius_before": before, "celsius_after": after}
+    return {"format": FORMAT, "device": device, **conditions, "models": results}
 
 
 def describe() -> dict[str, Any]:
@@ -341,16 +332,12 @@ def describe() -> dict[str, Any]:
     import onnxruntime
 
     return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        "cpu": cpu_name(), "cores": os.cpu_count(), "machine": platform.machine(),
         "os": platform.platform(),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": numpy.__version__,
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+        "python": platform.python_version(), "onnxruntime": onnxruntime.__version__,
+        "numpy": numpy.__version__, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
 
 
 def cpu_name() -> str:
@@ -409,12 +396,10 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument(
-        "--out", default=str(here / "device.json"), help="default: device.json next to this file"
-    )
-    parser.add_argument(
-        "--profile", action="store_true", help="also write profile.json: times of single operations"
-    )
+    beside = str(here / "device.json")
+    parser.add_argument("--out", default=beside, help="default: device.json next to this file")
+    also = "also write profile.json: times of single operations"
+    parser.add_argument("--profile", action="store_true", help=also)
     parser.add_argument("--peak", metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
