@@ -216,6 +216,18 @@ def test_what_an_earlier_attempt_finished_took_no_time(
     assert any(re.fullmatch(pattern, text) for text in said)
 
 
+def test_the_time_of_an_unfinished_step_slows_no_finished_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0, 100, 150, 200, 420]).__next__  # start, step, text, step, text
+    monkeypatch.setattr(progress_module.time, "monotonic", clock)
+    pace = progress_module._Pace(4, "epoch")
+    pace.finish_step()
+    assert pace.text() == "1 of 4 epochs, 2:30 min, 100.0 s each, about 4:10 min left"
+    pace.finish_step()
+    assert pace.text() == "2 of 4 epochs, 7:00 min, 100.0 s each, about 0:00 min left"
+
+
 def test_lines_within_a_step_do_not_count(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

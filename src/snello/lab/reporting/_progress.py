@@ -37,7 +37,8 @@ def progress(total: int, unit: str = "step", before: int = 0) -> Iterator[Callab
 
             def said(text: str, *, done: bool = True) -> None:
                 console.print(text, markup=False)
-                pace.done += done
+                if done:
+                    pace.finish_step()
 
             yield said
         return
@@ -85,19 +86,25 @@ class _Pace:
 
     def __init__(self, total: int, unit: str, before: int = 0) -> None:
         self.total, self.unit, self.before, self.done = total, unit, before, before
-        self._start = time.monotonic()
+        self._start = self._last = time.monotonic()
+
+    def finish_step(self) -> None:
+        """Count a step."""
+        self.done, self._last = self.done + 1, time.monotonic()
 
     def text(self) -> str:
         """`"3 of 12 epochs, 1:30 min, 30.0 s each, about 4:30 min left"`."""
-        seconds = time.monotonic() - self._start
+        now = time.monotonic()
+        seconds = now - self._start
         if self.done == self.before:
             return f"{_clock(seconds)} so far"
         count = f"{self.done} of {self.total}" if self.total else f"{self.done}"
         steps = f"{count} {self.unit}s"
         if self.done >= self.total:
             return f"{steps}, {_clock(seconds)} so far"
-        pace = seconds / (self.done - self.before)
-        left = (self.total - self.done) * pace
+        # The time since the last finished step belongs to the next one.
+        pace = (self._last - self._start) / (self.done - self.before)
+        left = max(0.0, (self.total - self.done) * pace - (now - self._last))
         return f"{steps}, {_clock(seconds)}, {pace:.1f} s each, about {_clock(left)} left"
 
 
