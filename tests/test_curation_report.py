@@ -126,3 +126,12 @@ def test_wrong_options_end_in_one_line(
     complaint = capsys.readouterr().err
     assert message in complaint
     assert len(complaint.splitlines()) == 1
+
+
+def test_a_learning_rate_without_finite_features_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("digits", "--limit=20", "--epochs=1", "--lr=1e30", "--batch-size=20")
+    assert main(["curate", *arguments, f"--out={tmp_path / 'report'}"]) == 1
+    said = capsys.readouterr().err
+    assert "not finite: lower the learning rate, 1e+30" in said

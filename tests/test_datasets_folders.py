@@ -105,7 +105,9 @@ def test_colours_become_grey_as_pillow_makes_them(tmp_path: Path) -> None:
 def test_sizes_differ(tmp_path: Path) -> None:
     write_classes(tmp_path, ("a", "b"), 3)
     write_image(tmp_path / "b" / "wide.png", 50, size=(12, 6))
-    with pytest.raises(ConfigError, match=r"differ in size: .*(12×6|6×6).*--data.image_size=N"):
+    with pytest.raises(
+        ConfigError, match=r"differ in size: .*(12×6|6×6).*--image-size=N, or --data.image_size=N"
+    ):
         load_dataset("imagefolder", path=tmp_path)
     assert load_dataset("imagefolder", path=tmp_path, image_size=4).input_shape == (3, 4, 4)
 

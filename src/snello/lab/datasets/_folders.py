@@ -214,7 +214,8 @@ def _decode(files: Sequence[str], image_size: int | None) -> Tensor:
         if image.shape != first.shape:
             raise ConfigError(
                 f"the images differ in size: {file} is {_size(image)}, {files[0]} is {_size(first)} (width × "
-                "height); give image_size (--data.image_size=N) to resize them all to N×N"
+                "height); give image_size "
+                "(--image-size=N, or --data.image_size=N in a recipe) to resize them all to N×N"
             )
         pixels[index] = image
     return pixels
@@ -286,7 +287,8 @@ def _check_one_shape(path: Path, parts: dict[str, Images]) -> None:
             here, there = _size(images.pixels), _size(parts["train"].pixels)
             raise ConfigError(
                 f"{path}: the images of {name!r} are {here}, those of 'train' are {there} "
-                "(width × height); give image_size (--data.image_size=N) to resize them all to N×N"
+                "(width × height); give image_size "
+                "(--image-size=N, or --data.image_size=N in a recipe) to resize them all to N×N"
             )
 
 

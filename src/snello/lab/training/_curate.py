@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snello.curation import RandomSubset, Recorder, Recording
-from snello.errors import DataError
+from snello.errors import DataError, DivergenceError
 from snello.graph import scores_of
 from snello.lab.datasets import Splits, loader
 
@@ -50,7 +50,7 @@ def record_training(
 
     Raises:
         DataError: for segmentation, whose samples have no label.
-        DivergenceError: if the loss is not finite.
+        DivergenceError: if the loss, or a feature of the trained network, is not finite.
     """
     if splits.task != "classification":
         raise DataError(f"{splits.name} has a label per pixel: the scores need one label per image")
@@ -81,7 +81,12 @@ def record_training(
 
     descend(model, batches, optimizer, schedule, settings.epochs, measure, end=end)
     plain = loader(splits.train, splits, settings.batch_size, limit=settings.limit)
-    return Curated(recorder.recording(), _features(model.eval(), plain, device))
+    features = _features(model.eval(), plain, device)
+    if not features.isfinite().all():  # the last step may have been too large: no loss follows it
+        raise DivergenceError(
+            f"the features of the trained network are not finite: lower the learning rate, {settings.lr:g}"
+        )
+    return Curated(recorder.recording(), features)
 
 
 @torch.no_grad()
