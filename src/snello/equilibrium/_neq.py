@@ -146,9 +146,9 @@ class SelectiveUpdate:
         self._macs = use.macs
         # The layer that gives the outputs need not be the one that is registered last.
         weighted = weighted_layers(self.model)
-        for name in [name for name in use.order if name in weighted][-1:]:
-            if found.pop(name, None) is not None:
-                self.left_alone[name] = HEAD
+        last = next((name for name in reversed(use.order) if name in weighted), None)
+        if last is not None and found.pop(last, None) is not None:
+            self.left_alone[last] = HEAD
         # The module around a layer that is lent rests in its place, but not the model.
         lent = {name for name in use.lent if "." in name}
         layers = {n: found[n] for n in use.order if n in found and (n in use.called or n in lent)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from ._step import PruningStep
 
 @dataclass(frozen=True)
 class Choice:
-    """How the channels that a step removes are chosen; the fields are arguments of `prune`."""
+    """Rule by which a step chooses what it removes; the fields are arguments of `prune`."""
 
     importance: str | ChannelImportance
     normalise: Any
@@ -82,7 +82,7 @@ class Choice:
 
 
 class Run:
-    """What all steps of one call share, and the steps.
+    """One call of `prune`: the dense network, and the steps from it.
 
     Args:
         model: the dense network; it is not changed.
@@ -122,13 +122,11 @@ class Run:
         Raises:
             ConfigError: if not. Branches are not tried, which may reach more.
         """
-        choice = self._choice
-        if not choice.branches:
-            plan_channels(
-                self._model, self._example, amount, importance=_equal, normalise=choice.normalise,
-                limits=choice.limits, round_to=choice.round_to, exclude=choice.exclude,
-                groups=self._coupling,
-            )  # fmt: skip
+        if not self._choice.branches:
+            unscored = replace(self._choice, importance=_equal, measured=False)
+            unscored.removal(
+                self._model, self._example, amount, (), widths=self._widths, groups=self._coupling
+            )
 
     def dense_step(self, model: nn.Module) -> PruningStep:
         """The entry of the dense network.
@@ -157,7 +155,7 @@ class Run:
         """
         removal = self._choice.removal(
             model, self._example, self._relative(model, amount), self._batches,
-            widths={d.name: d.width for d in self._coupling.free},
+            widths=self._widths,
             groups=self._coupling if number == 1 else None,
         )  # fmt: skip
         for text in removal.plan.warnings:
@@ -179,6 +177,11 @@ class Run:
     def _coupling(self) -> Coupling:
         """The coupled channels of the dense network."""
         return coupling(self._model, self._example)
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        """The widths of the dense network's dimensions that can be narrowed."""
+        return {d.name: d.width for d in self._coupling.free}
 
     def _quality(self, model: nn.Module) -> float | None:
         """Evaluate a network with the caller's function, as a mean over the processes; None
