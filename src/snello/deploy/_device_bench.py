@@ -381,7 +381,7 @@ def _print(result: dict[str, Any]) -> None:
         if not row["difference"] <= AGREES[row["precision"]]:
             said = f"    WARNING: outputs differ by {row['difference']:.2g} from the kit's reference outputs"
             if row["precision"] == "int8":
-                said += "; x86 CPUs without VNNI need the file of snello export --reduce-range"
+                said += "; x86 CPUs without VNNI need the file of snello export --format=onnx-int8 --reduce-range"
             lines.append(said)
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -24,7 +24,7 @@ from snello.deploy._verify import (
     one_more,
 )
 from snello.errors import ConfigError, ModelError, require
-from snello.files import check_writable, sha256_of, writing
+from snello.files import check_no_folder, check_writable, sha256_of, writing
 from snello.graph import Example, as_inputs, positional
 
 Inputs: TypeAlias = tuple[Tensor, ...]
@@ -167,7 +167,8 @@ class Format(ABC):
             OutputError: if the file cannot be written.
         """
         path = Path(path)
-        if path.suffix != self.suffix and not path.is_dir():  # a folder gets a clearer error below
+        check_no_folder(path)  # before its suffix, which folders have none of
+        if path.suffix != self.suffix:
             raise ConfigError(f"{self.label} files are named *{self.suffix}, got {path}")
         for file in self.files(path):
             check_writable(file)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from snello.deploy._runners import Runner
 from snello.errors import ConfigError
+from snello.files import check_no_folder
 from snello.graph import Example
 
 from .executorch import ExecuTorch
@@ -81,8 +82,8 @@ def export(
     https://docs.openvino.ai, https://docs.pytorch.org/executorch
     """
     if format is None:
-        # Any format refuses a folder with the right error; a folder has no suffix to choose by.
-        format = Onnx() if Path(path).is_dir() else format_of(path)
+        check_no_folder(path)  # before its suffix, which folders have none of
+        format = format_of(path)
     return format.export(model, example_inputs, path, verify=verify)
 
 
