@@ -16,6 +16,7 @@ from ._arguments import check_index, length_of, mask_of
 from ._collate import Collate
 from ._losses import LossScores
 from ._plan import Plan, planned
+from ._progress import Progress
 from ._samplers import SubsetBatchSampler, SubsetSampler
 from ._seeds import generator
 from ._source import Source, place_of, places_of
@@ -66,11 +67,9 @@ class DynamicSubset(Dataset[Any]):
         self._uses = torch.zeros(samples, dtype=torch.int64)
         self._source = Source(None, samples, shuffle=True, seed=seed)
         self._multiple = 1  # samples of a process are so many, or two times, three times …
-        self._plan: Plan | None = None
+        self._now: Progress | None = None
         self._carried = torch.empty(0, dtype=torch.int64)
         self._asked: int | None = None
-        self._done = 0  # samples of the plan trained on by this process
-        self._begun = self._finished = self._resumed = self._walked = False
         self._rounds = self._kept = self._offered = 0
         self._on_device: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -219,16 +218,15 @@ class DynamicSubset(Dataset[Any]):
                 f"losses of shape {tuple(losses.shape)} for {len(index)} samples: reduce them to one per sample, as by "
                 "losses.flatten(1).mean(1), or give the mean of the batch"
             )
-        if not self._begun:
+        if self._now is None or not self._now.begun:
             raise ConfigError(
                 "no epoch was begun, so that nothing is left out: make the loader with this object and its sampler, "
                 "DataLoader(keep, sampler=keep.sampler())"
             )
         self._scores.add(losses, index)
-        # Not when it is begun: Lightning lets the workers of a loader begin it more than once.
-        self._resumed = False
-        self._done += len(index)
-        if self._done >= self._length:
+        self._now.restored = False
+        self._now.done += len(index)
+        if self._now.done >= self._length(self._now.plan):
             self.finish()
 
     def weights(self, index: Tensor, like: Tensor | None = None) -> Tensor:
@@ -243,11 +241,11 @@ class DynamicSubset(Dataset[Any]):
         """
         check_index(index)
         like = torch.empty(0, dtype=torch.float64) if like is None else like
-        if self._plan is None:
+        if self._now is None:
             return torch.ones(len(index), dtype=like.dtype, device=like.device)
         place = (like.device, like.dtype)
         if place not in self._on_device:
-            self._on_device[place] = self._plan.weights.to(like)
+            self._on_device[place] = self._now.plan.weights.to(like)
         return self._on_device[place][index.to(like.device)]
 
     def finish(self) -> None:
@@ -255,11 +253,11 @@ class DynamicSubset(Dataset[Any]):
 
         Not needed where every sample of the epoch is weighed.
         """
-        if self._plan is None or not self._begun:
+        if self._now is None or not self._now.begun:
             return  # the next epoch may have been drawn already, for its length
-        self._finished = True
+        self._now.finished = True
         # Named after the workers of a loader had begun it, as by Lightning: not to be begun again.
-        if self._asked == self._plan.epoch:
+        if self._asked == self._now.plan.epoch:
             self._asked = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -277,48 +275,39 @@ class DynamicSubset(Dataset[Any]):
         Returns:
             Keys of this process, and the numbers of their batches, if they come in batches.
         """
-        self._again()
-        plan, asked, start = self._plan, self._asked, self._done if self._resumed else 0
-        self._asked = None
-        if asked is not None:
-            renew = plan is None or plan.epoch != asked or self._finished
-            epoch = asked
-        else:
-            renew = plan is None or self._finished or (not self._resumed and self._used)
-            epoch = 0 if plan is None else plan.epoch + 1
-        if renew:
-            plan, start = self._renew(epoch), 0
-        assert plan is not None
+        self._fit_processes()
+        now, asked, self._asked = self._now, self._asked, None
+        if now is None or now.finished or (now.over if asked is None else now.plan.epoch != asked):
+            now = self._renew(self._following if asked is None else asked)
+        start, plan = now.begin(), now.plan
         self._source.set_epoch(plan.epoch)
-        self._begun, self._walked, self._done = True, False, start
         batch = None if plan.batch is None else plan.batch[start:]
-        return plan.share(*self._source.place())[start : self._length], batch
+        return plan.share(*self._source.place())[start : self._length(plan)], batch
 
-    def _again(self) -> None:
+    def _fit_processes(self) -> None:
         """Draw an epoch again if it was restored from a run on another number of processes.
 
         Their shares differ in length.
         """
-        plan, going_on = self._plan, self._resumed or not self._used
-        if plan is None or self._finished or not going_on:
+        now = self._now
+        if now is None or now.over or now.plan.processes == self._source.place()[1]:
             return
-        if plan.processes != self._source.place()[1]:
-            self._begun = False
-            self._renew(plan.epoch)
+        now.begun = False
+        self._renew(now.plan.epoch)
 
     @property
-    def _used(self) -> bool:
-        return self._walked or self._done > 0
+    def _following(self) -> int:
+        return 0 if self._now is None else self._now.plan.epoch + 1
 
-    @property
-    def _length(self) -> int:
-        assert self._plan is not None
-        share = len(self._plan) // self._source.place()[1]
+    def _length(self, plan: Plan) -> int:
+        """Samples of this process, without a last incomplete batch that is dropped."""
+        share = len(plan) // self._source.place()[1]
         return share - share % self._multiple
 
     def exhausted(self) -> None:
         """Note that a sampler has come to its end; it calls this."""
-        self._walked = True
+        if self._now is not None:
+            self._now.exhausted = True
 
     def coming(self, *, rest: bool = False) -> int:
         """Samples of this process in the epoch under way, or after its end in the next one.
@@ -326,20 +315,22 @@ class DynamicSubset(Dataset[Any]):
         Args:
             rest: without those that a restored epoch was trained on before.
         """
-        self._again()
-        if self._plan is None or self._finished:
-            following = 0 if self._plan is None else self._plan.epoch + 1
-            self._renew(following if self._asked is None else self._asked)
-        return self._length - (self._done if rest and self._resumed else 0)
+        now = self._coming()
+        return self._length(now.plan) - (now.done if rest and now.restored else 0)
+
+    def _coming(self) -> Progress:
+        self._fit_processes()
+        if self._now is None or self._now.finished:
+            return self._renew(self._following if self._asked is None else self._asked)
+        return self._now
 
     def coming_batches(self) -> int:
         """Batches in the same epoch, where they are not regrouped."""
-        self.coming()
-        batch = None if self._plan is None else self._plan.batch
+        batch = self._coming().plan.batch
         assert batch is not None
         return len(torch.unique(batch))
 
-    def _renew(self, epoch: int) -> Plan:
+    def _renew(self, epoch: int) -> Progress:
         """Draw the samples of an epoch; every process has to."""
         what, (_, size) = f"{type(self).__name__}, epoch {epoch}", self._source.place()
         check_option(
@@ -362,26 +353,23 @@ class DynamicSubset(Dataset[Any]):
                 f"{self._multiple}: leave out fewer, use fewer processes, or smaller batches"
             )
         meet(what, f"samples {plan.digest()}")
-        self._plan, self._on_device = plan, {}
-        self._done = 0
-        self._begun = self._finished = self._resumed = self._walked = False
-        return plan
+        self._now, self._on_device = Progress(plan), {}
+        return self._now
 
     def _settle(self) -> None:
         """Count the epoch that is over; one that was only looked at leaves no trace."""
-        plan = self._plan
-        if plan is None or not self._begun:
+        if self._now is None or not self._now.begun:
             return
-        self._uses[torch.unique(self._trained)] += 1
+        plan = self._now.plan
+        trained = self._trained(plan)
+        self._uses[torch.unique(trained)] += 1
         self._carried = plan.left
         self._rounds += 1
-        self._kept, self._offered = self._kept + len(self._trained), self._offered + plan.offered
+        self._kept, self._offered = self._kept + len(trained), self._offered + plan.offered
 
-    @property
-    def _trained(self) -> Tensor:
-        """Samples of the epoch on all processes, without a last incomplete batch that is dropped."""
-        assert self._plan is not None
-        return self._plan.places[: self._length * self._source.place()[1]]
+    def _trained(self, plan: Plan) -> Tensor:
+        """Samples of all processes, without last incomplete batches that are dropped."""
+        return plan.places[: self._length(plan) * self._source.place()[1]]
 
     @property
     def _forced(self) -> Tensor:
@@ -404,15 +392,16 @@ class DynamicSubset(Dataset[Any]):
     @property
     def kept(self) -> float:
         """Share of the samples offered so far that were trained on, in (0, 1]; 1 before training."""
-        plan, kept, offered = self._plan, self._kept, self._offered
-        if plan is not None and self._begun:
-            kept, offered = kept + len(self._trained), offered + plan.offered
+        kept, offered, now = self._kept, self._offered, self._now
+        if now is not None and now.begun:
+            kept, offered = kept + len(self._trained(now.plan)), offered + now.plan.offered
         return kept / offered if offered else 1.0
 
     @property
     def share(self) -> float:
         """Share of the samples offered that the present epoch trains on; 1 before the first."""
-        return 1.0 if self._plan is None else len(self._trained) / self._plan.offered
+        plan = None if self._now is None else self._now.plan
+        return 1.0 if plan is None else len(self._trained(plan)) / plan.offered
 
     @property
     def moment(self) -> float:
@@ -421,9 +410,11 @@ class DynamicSubset(Dataset[Any]):
         A learning rate that is a function of `moment / epochs` ends where the training ends,
         whatever number of steps each epoch has.
         """
-        if self._plan is None:
+        now = self._now
+        if now is None:
             return 0.0
-        return self._plan.epoch + (1.0 if self._finished else min(self._done / self._length, 1.0))
+        share = 1.0 if now.finished else min(now.done / self._length(now.plan), 1.0)
+        return now.plan.epoch + share
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epochs depend on; with several processes each has to call it.
@@ -432,16 +423,17 @@ class DynamicSubset(Dataset[Any]):
         """
         if rank_and_size()[1] > 1:
             meet(f"{type(self).__name__}.state_dict")
+        now = self._now
         return {
             "method": type(self).__name__,
             "scores": self._scores.state_dict(),
             "uses": self._uses.clone(),
             "carried": self._carried.clone(),
-            "plan": None if self._plan is None else self._plan.state_dict(),
+            "plan": None if now is None else now.plan.state_dict(),
             "source": self._source.state_dict(),
-            "done": self._done,
-            "begun": self._begun,
-            "finished": self._finished,
+            "done": 0 if now is None else now.done,
+            "begun": now is not None and now.begun,
+            "finished": now is not None and now.finished,
             "counts": [self._rounds, self._kept, self._offered],
         }
 
@@ -458,12 +450,14 @@ class DynamicSubset(Dataset[Any]):
         )
         self._scores.load_state_dict(state["scores"])
         self._uses, self._carried = state["uses"].cpu().clone(), state["carried"].cpu().clone()
-        self._plan = None if state["plan"] is None else Plan.from_state(state["plan"])
+        self._now = None
+        if state["plan"] is not None:
+            plan, done, finished = Plan.from_state(state["plan"]), state["done"], state["finished"]
+            going_on = not finished and done > 0
+            self._now = Progress(plan, done, state["begun"], False, finished, going_on)
         self._source.load_state_dict(state["source"])
-        self._done, self._begun, self._finished = state["done"], state["begun"], state["finished"]
         self._rounds, self._kept, self._offered = state["counts"]
-        self._resumed = self._plan is not None and not self._finished and self._done > 0
-        self._walked, self._asked, self._on_device = False, None, {}
+        self._asked, self._on_device = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_on_device": {}}  # worker processes have no use for it
