@@ -117,6 +117,16 @@ def test_a_plateau_is_so_many_bad_epochs_in_a_row() -> None:
     assert Plateau(**plateau.state_dict()) == plateau
 
 
+def test_a_plateau_of_negative_losses_counts_improvements_alone() -> None:
+    plateau = Plateau(2, tolerance=0.01)
+    assert plateau.update(-1.0)
+    assert not plateau.update(-0.995)  # worse
+    assert not plateau.update(-1.005)  # better, but by less than the tolerance
+    assert plateau.reached
+    assert plateau.update(-1.02)
+    assert plateau.best == -1.02
+
+
 @pytest.mark.parametrize(
     ("options", "value"), [({"pwe": 0}, "0"), ({"pwe": 1, "tolerance": 1.0}, "1.0")]
 )

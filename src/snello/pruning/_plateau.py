@@ -16,7 +16,8 @@ class Plateau(Stateful):
 
     Attributes:
         pwe: plateau waiting epochs; the plateau is reached after this many bad epochs in a row.
-        tolerance: an improvement smaller than this share of the best loss does not count.
+        tolerance: an improvement smaller than this share of the magnitude of the best loss does not
+            count.
         best: the best loss so far.
         bad: bad epochs since then.
 
@@ -39,7 +40,9 @@ class Plateau(Stateful):
 
     def update(self, loss: float) -> bool:
         """Count an epoch with this loss; return True if it is an improvement."""
-        if loss < self.best * (1 - self.tolerance):
+        # Away from zero where the best loss is negative, such as a log-likelihood.
+        share = math.copysign(self.tolerance, self.best)
+        if loss < self.best * (1 - share):
             self.best, self.bad = loss, 0
             return True
         self.bad += 1
