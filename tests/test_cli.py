@@ -249,7 +249,7 @@ def test_simplify_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     inputs = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(lean(inputs), model(inputs), rtol=1e-4, atol=1e-4)
     assert main(["simplify", str(dense), f"--out={out}", "--round-to=0"]) != 0
-    assert "round_to must be at least 1" in capsys.readouterr().err
+    assert "round_to: must be a whole number, at least 1, not 0" in capsys.readouterr().err
 
 
 def _parameters(model: torch.nn.Module) -> int:

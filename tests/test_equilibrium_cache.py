@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 from contextlib import nullcontext
 from itertools import pairwise
@@ -268,8 +269,28 @@ def test_limits_changed_weights_and_random_samples(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="sample 0 is another one each time"):
         FeatureCache.check(Noisy())
-    with pytest.raises(ConfigError, match="samples must be at least 1"):
+    with pytest.raises(ConfigError, match="samples: must be a whole number, at least 1, not 0"):
         FeatureCache.check(Noisy(), samples=0)
+
+
+@pytest.mark.parametrize(("length", "samples"), [(15, 8), (100, 8), (8, 8), (3, 8), (0, 8)])
+def test_a_check_reads_as_many_samples_as_asked_for(length: int, samples: int) -> None:
+    read: list[int] = []
+
+    class Counted:
+        def __len__(self) -> int:
+            return length
+
+        def __getitem__(self, index: int) -> Tensor:
+            read.append(index)
+            return torch.ones(1)
+
+    FeatureCache.check(Counted(), samples)
+    places = sorted(set(read))
+    assert len(places) == min(samples, length)
+    assert all(0 <= place < length for place in places)
+    gaps = {after - before for before, after in itertools.pairwise(places)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
 
 
 def test_nothing_of_the_front_is_run_once_its_features_are_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,18 @@ def test_a_sketch_keeps_the_same_positions_of_every_channel(
         assert gaps.numel() == 0 or gaps.max() <= 2.7 * available / positions + 1
     else:
         assert torch.equal(kept, outputs)
+
+
+@pytest.mark.parametrize("positions", [0, -1, 2.5, True])
+def test_a_sketch_of_no_whole_number_of_positions_is_refused(positions: Any) -> None:
+    with pytest.raises(ConfigError, match=f"positions: .* at least 1, not {positions}"):
+        sketch(torch.ones(2, 3, 4), positions)
+
+
+@pytest.mark.parametrize("other", [(1, 3, 4), (5, 3, 1), (5, 1, 4), (5, 3, 5)])
+def test_outputs_of_other_shapes_are_not_compared(other: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"shape \(5, 3, 4\) and"):
+        similarity(torch.ones(5, 3, 4), torch.ones(other))
 
 
 def images(seed: int) -> Tensor:

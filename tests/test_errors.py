@@ -30,6 +30,16 @@ def test_every_error_is_in_the_tree_and_in_its_drawing(kind: type[Exception]) ->
             assert issubclass(kind, builtin) == (f"also {builtin.__name__}" in drawn[0])
 
 
+@pytest.mark.parametrize("count", [0, -1, 1.0, float("nan"), True, "1", None])
+def test_a_count_is_a_whole_number_of_at_least_one(count: object) -> None:
+    errors.check_count("repeats", 1)
+    with pytest.raises(errors.ConfigError) as found:
+        errors.check_count("repeats", count, "; of each kind")
+    assert str(found.value) == (
+        f"repeats: must be a whole number, at least 1, not {count!r}; of each kind"
+    )
+
+
 def test_require_returns_the_module() -> None:
     assert require("json", "train", "writing") is json
 

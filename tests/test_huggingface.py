@@ -139,7 +139,10 @@ def test_decisions_between_epochs(every: int | None, decisions: int, tmp_path: P
     callback = huggingface_callback(updates=lambda m, o: Counted(m, o, probe), every=every)
     _trainer(tmp_path, [callback], epochs=3).train()
     assert len(steps) == decisions
-    with pytest.raises(ConfigError, match="every must be a number of optimizer steps"):
+    with pytest.raises(
+        ConfigError,
+        match="every: must be a whole number, at least 1, not 0; it is a number of optimizer steps",
+    ):
         huggingface_callback(updates=lambda m, o: NEq(m, o, probe), every=0)
 
 

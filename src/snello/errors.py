@@ -101,6 +101,23 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def check_count(name: str, count: object, hint: str = "") -> None:
+    """Refuse anything but a whole number of at least 1.
+
+    Args:
+        name: the option.
+        count: its value.
+        hint: end of the message, such as what another value would mean.
+
+    Raises:
+        ConfigError: naming the option and its value.
+    """
+    check_option(
+        is_whole(count) and count >= 1,
+        f"{name}: must be a whole number, at least 1, not {count!r}{hint}",
+    )
+
+
 def check_state(state: object, entries: Iterable[str], owner: str) -> None:
     """Refuse anything but a state of an object, before any of it is loaded.
 

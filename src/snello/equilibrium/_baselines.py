@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError, check_option
+from snello.errors import ConfigError, check_count, check_option
 
 from ._records import EquilibriumStep
 from ._selection import Formula, Velocity, WatchedLayer, part_of, whole_layers
@@ -167,8 +167,7 @@ class FreezeOut:
     cubed: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"steps: must be at least 1, not {self.steps}")
+        check_count("steps", self.steps)
         if not 0 < self.t0 <= 1:
             raise ConfigError(f"t0: must be in (0, 1], not {self.t0}")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from snello.errors import ConfigError, ModelError, check_option
+from snello.errors import ConfigError, ModelError, check_count
 from snello.graph import Example, Inputs, Positional, positional
 from snello.processes import rank_and_size
 from snello.timing import timed
@@ -132,8 +132,7 @@ class FeatureCache:
     ) -> None:
         if not isinstance(update, SelectiveUpdate):
             raise ConfigError(f"update: must be a SelectiveUpdate, not a {type(update).__name__}")
-        if not isinstance(samples, int) or samples < 1:
-            raise ConfigError(f"samples: must be a whole number, at least 1, not {samples!r}")
+        check_count("samples", samples)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ConfigError(f"dtype: must be a floating-point dtype of torch, not {dtype!r}")
         if folder is not None and not Path(folder).is_dir():
@@ -205,13 +204,14 @@ class FeatureCache:
 
         Args:
             dataset: an object with `len` and integer keys.
-            samples: number of samples to check, evenly spread.
+            samples: number of samples to check, evenly spread; all if there are fewer.
 
         Raises:
             ConfigError: for a sample that differs, with its index, or a number below one.
         """
-        check_option(samples >= 1, f"samples must be at least 1, not {samples}")
-        for index in range(0, len(dataset), max(1, len(dataset) // samples)):
+        check_count("samples", samples)
+        count = min(samples, len(dataset))
+        for index in (len(dataset) * i // count for i in range(count)):
             first, second = (tree_leaves(dataset[index]) for _ in range(2))
             if len(first) != len(second) or not all(map(_alike, first, second)):
                 raise ConfigError(

@@ -78,11 +78,11 @@ class NeVe:
         mu: float = 0.5,
         lowest: float = 0.0,
     ) -> None:
-        check_option(0 < factor < 1, f"factor must be in (0, 1), not {factor}")
-        check_option(patience >= 0, f"patience must be at least 0 steps, not {patience}")
-        check_option(bound >= 0, f"bound must be at least 0, not {bound}")
-        check_option(0 <= mu < 1, f"mu must be in [0, 1), not {mu}")
-        check_option(lowest >= 0, f"lowest must be at least 0, not {lowest}")
+        check_option(0 < factor < 1, f"factor: must be in (0, 1), not {factor}")
+        check_option(patience >= 0, f"patience: must be at least 0 steps, not {patience}")
+        check_option(bound >= 0, f"bound: must be at least 0, not {bound}")
+        check_option(0 <= mu < 1, f"mu: must be in [0, 1), not {mu}")
+        check_option(lowest >= 0, f"lowest: must be at least 0, not {lowest}")
         check_option(
             isinstance(update, SelectiveUpdate),
             f"update: must be a SelectiveUpdate, such as NEq, not a {type(update).__name__}",

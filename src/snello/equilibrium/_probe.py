@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snello.errors import ConfigError, ModelError, is_whole
+from snello.errors import ConfigError, ModelError, check_count, check_option
 from snello.graph import Example, Inputs, evaluation
 from snello.wrappers import eagerly, unfused_layers
 
@@ -40,11 +40,8 @@ class Probe:
         self.model, self.positions = model, positions
         self.lent: Collection[str] = ()
         self.inputs = Inputs.of(inputs)
-        if positions is not None and not (is_whole(positions) and positions >= 1):
-            raise ConfigError(
-                f"positions: must be a whole number, at least 1, not {positions!r}; None keeps all "
-                "of them"
-            )
+        if positions is not None:
+            check_count("positions", positions, "; None keeps all of them")
         first = next(iter(self.inputs.tensors()), None)
         if first is None or first.dim() == 0 or not len(first):
             raise ConfigError("probe: needs at least one sample; give a batch of training inputs")
@@ -152,8 +149,16 @@ def similarity(now: Tensor, before: Tensor) -> Tensor:
         before: outputs of the same probe one epoch earlier, same shape.
 
     Returns:
-        Shape `(channels,)` in [-1, 1], at least in float32.
+        Shape `(channels,)` in [-1, 1] up to rounding, at least in float32.
+
+    Raises:
+        ConfigError: for outputs of different shapes.
     """
+    check_option(
+        now.shape == before.shape,
+        f"similarity: outputs of shape {tuple(now.shape)} and {tuple(before.shape)}; compare outputs on the same "
+        "samples and positions",
+    )
     dtype = torch.promote_types(now.dtype, torch.float32)
     now, before = _unit(now.to(dtype)), _unit(before.to(device=now.device, dtype=dtype))
     cosine = (now * before).sum(dim=2)

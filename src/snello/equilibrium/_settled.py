@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_count
 from snello.optimizers import Optimizers, optimizers_of
 
 from ._selection import Selection, WatchedLayer, check_selection, share_of, show
@@ -59,8 +59,7 @@ class Settled:
             raise ConfigError(f"share: must be in (0, 1], not {share}")
         if not 0 <= slack <= share:
             raise ConfigError(f"slack: must be in [0, share={share}], not {slack}")
-        if patience < 1:
-            raise ConfigError(f"patience: must be at least 1 step, not {patience}")
+        check_count("patience", patience)
         check_selection(rule, "rule")
         self.rule, self.share, self.slack = rule, share, slack
         self.patience, self.scattered = patience, scattered

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snello.errors import check_count
+
 GOLDEN = 0.6180339887498949
 """Fractional part of the golden ratio, whose multiples modulo 1 spread evenly over [0, 1)."""
 
@@ -33,12 +35,16 @@ def sketch(outputs: Tensor, positions: int) -> Tensor:
 
     Args:
         outputs: shape `(samples, channels, all positions)`.
-        positions: number of positions to keep.
+        positions: number of positions to keep, at least 1.
 
     Returns:
         A copy of shape `(samples, channels, positions)`; of all positions if there are not more
         than that.
+
+    Raises:
+        ConfigError: for fewer than one position.
     """
+    check_count("positions", positions)
     samples, channels, available = outputs.shape
     if available <= positions:
         return outputs.clone()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError, check_option
+from snello.errors import ConfigError, check_count, check_option
 from snello.graph import Example
 
 from ._agree import from_first_rank
@@ -78,8 +78,8 @@ class TimeBudget:
     def __init__(
         self, milliseconds: float, rule: Selection | None = None, *, share: float = 0.9
     ) -> None:
-        check_option(milliseconds > 0, f"milliseconds must be positive, not {milliseconds}")
-        check_option(0 < share <= 1, f"share must be in (0, 1], not {share}")
+        check_option(milliseconds > 0, f"milliseconds: must be positive, not {milliseconds}")
+        check_option(0 < share <= 1, f"share: must be in (0, 1], not {share}")
         if rule is not None:
             check_selection(rule, "rule")
         self.milliseconds, self.rule, self.share = milliseconds, rule, share
@@ -115,7 +115,7 @@ class TimeBudget:
         Raises:
             ConfigError: for a number below one, or an update without an optimizer.
         """
-        check_option(depths >= 1, f"depths must be at least 1, not {depths}")
+        check_count("depths", depths)
         whole = {name: torch.ones_like(mask) for name, mask in update.frozen.items()}
         points = sorted({round(len(whole) * i / depths) for i in range(depths + 1)})
         found: list[float] = []

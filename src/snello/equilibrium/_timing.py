@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_count
 from snello.graph import Example, Inputs
 from snello.optimizers import parameters_of
 from snello.timing import spread_of, take_turns, timed
@@ -80,7 +80,7 @@ def time_backward(
     Gradients, BatchNorm statistics and random generators are restored; no optimizer step is taken.
 
     Args:
-        neq: the frozen model.
+        neq: the selective update with the model and its masks.
         inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
         targets: its targets, the second argument of the loss.
         loss_fn: `loss_fn(output, targets)` -> scalar.
@@ -142,7 +142,7 @@ def time_step(
     generators and the state of the selection are restored.
 
     Args:
-        neq: the frozen model.
+        neq: the selective update with the model and its masks.
         inputs: one batch: a tensor, or the model's arguments as a tuple or by name.
         targets: its targets, the second argument of the loss.
         loss_fn: `loss_fn(output, targets)` -> scalar.
@@ -189,8 +189,7 @@ def time_step(
 
 
 def _checked(repeats: int, inputs: Example) -> Inputs:
-    if repeats < 1:
-        raise ConfigError(f"repeats: must be at least 1, not {repeats}")
+    check_count("repeats", repeats)
     return Inputs.of(inputs)
 
 

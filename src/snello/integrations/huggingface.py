@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from snello.equilibrium import SelectiveUpdate
-from snello.errors import ConfigError, require
+from snello.errors import ConfigError, check_count, require
 from snello.graph import scores_of
 from snello.pruning import Pruner
 from snello.sensitivity import Sensitivity
@@ -63,8 +63,8 @@ def huggingface_callback(
     """
     if sensitivity is None and pruner is None and updates is None:
         raise ConfigError("huggingface_callback: pass a sensitivity, a pruner or updates")
-    if every is not None and every < 1:
-        raise ConfigError(f"every must be a number of optimizer steps, at least 1, not {every}")
+    if every is not None:
+        check_count("every", every, "; it is a number of optimizer steps")
     base: Any = require("transformers", "huggingface", "the Trainer's callback").TrainerCallback
 
     class SnelloCallback(base):  # type: ignore[misc]

@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from snello.curation import DynamicSubset
 from snello.equilibrium import EquilibriumStep, Selection, SelectiveUpdate, Velocity
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_count
 from snello.graph import scores_of
 from snello.pruning import Pruner, PrunerStep
 from snello.sensitivity import Sensitivity
@@ -313,8 +313,8 @@ class SelectiveUpdateCallback(_Attached):
     def __init__(
         self, probe: Tensor, selection: Selection, *, every: int | None = None, **options: Any
     ) -> None:
-        if every is not None and every < 1:
-            raise ConfigError(f"every must be a number of optimizer steps, at least 1, not {every}")
+        if every is not None:
+            check_count("every", every, "; it is a number of optimizer steps")
         self._probe, self._selection, self._every, self._options = probe, selection, every, options
         self._begin = copy.deepcopy(selection.state_dict())
         self._last: tuple[ref[nn.Module], Mapping[str, Any]] | None = None

@@ -6,14 +6,13 @@ from typing import Any, get_args
 
 from torch import nn
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_count
 from snello.graph import Example
 from snello.neurons import LayerFilter
 
 from ._channel_units import ChannelUnits
 from ._importance import Granularity, Importance, importance_of
 from ._layers import prunable
-from ._options import check_round_to
 from ._units import Units
 from .channels import ChannelImportance
 from .channels.importances import importance_of as channel_importance_of
@@ -50,7 +49,7 @@ def units_for(
             for widths of anything else to round.
         ModelError: as `ChannelUnits.of` and `Units.of`.
     """
-    check_round_to(round_to)
+    check_count("round_to", round_to)
     if granularity == "channel":
         return ChannelUnits.of(model, example, exclude, round_to)
     if round_to != 1:

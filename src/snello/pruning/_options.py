@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from snello.errors import ConfigError, is_whole
+from snello.errors import ConfigError
 
 from ._limits import LayerLimits
 from ._quality import QualityBound
-
-
-def check_round_to(given: object) -> None:
-    """Refuse a number that widths cannot be multiples of.
-
-    Raises:
-        ConfigError: with the number.
-    """
-    if not is_whole(given) or given < 1:
-        raise ConfigError(f"round_to: must be a whole number, at least 1, not {given!r}")
 
 
 def check_kinds(amount: object, schedule: object, limits: object, quality: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_count
 from snello.processes import Group
 from snello.wrappers import allow_second_backward
 
@@ -95,14 +95,6 @@ class Observed(Sensitivity):
                 setattr(twin, name, copy.deepcopy(value, memo))
         twin._group = self._group
         return twin
-
-
-def check_count(option: str, count: float) -> None:
-    """Raise a ConfigError for anything but a positive integer."""
-    if count < 1 or int(count) != count:
-        raise ConfigError(
-            f"{option} is a number of steps, examples or classes: at least 1, not {count}"
-        )
 
 
 def check_reached(gradients: Sequence[Tensor | None], method: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_count
 from snello.neurons import (
     LayerFilter,
     head,
@@ -23,7 +23,7 @@ from snello.wrappers import OwnHook, check_one_device, forget_compiled, unwrappe
 
 from ._decay import check_some_decay, insensitivity
 from ._estimators import ESTIMATORS, Tap
-from ._observed import Observed, check_count
+from ._observed import Observed
 from ._outputs import class_scores, draw_classes
 from ._replay import Replay
 
@@ -33,8 +33,7 @@ Estimate = Literal["sampled", "full", "lower-bound", "local"]
 class SeReNe(Observed):
     r"""Sensitivity-based regularisation of neurons.
 
-    $$S_{n,i} = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial p_{n,i}}$$
-    \right|
+    $$S_{n,i} = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial p_{n,i}} \right|$$
 
     with $p_{n,i}$ the pre-activation of neuron i of layer n, averaged over the batch and over
     positions. There are four estimates of it:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from snello.errors import ConfigError, ModelError
+from snello.errors import ConfigError, ModelError, check_count
 from snello.graph import Inputs, capture
 
 from .agreement import agreement
@@ -35,10 +35,9 @@ def candidates_of(
     The last one has the outputs of the original for every model that can be verified.
 
     Raises:
-        ConfigError: for a `round_to` below 1.
+        ConfigError: for a `round_to` that is no whole number, or below 1.
     """
-    if round_to < 1:
-        raise ConfigError(f"round_to must be at least 1, not {round_to}")
+    check_count("round_to", round_to)
     graph = capture(model, inputs)
     agreed = agreement(model, graph, inputs)
     own = Passes(

@@ -10,13 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from snello.errors import ConfigError, is_number
+from snello.errors import ConfigError, check_count, is_number
 from snello.graph import Example
 from snello.graph.coupled import Coupling, coupling, cut, zeroed
 from snello.neurons import is_within
 from snello.pruning._limits import HEAVY, LayerLimits
 from snello.pruning._normalise import Normalise, comparable, normalise_of
-from snello.pruning._options import check_round_to
 from snello.wrappers import unwrapped
 
 from ._size import Size, SizeModel
@@ -236,7 +235,7 @@ def checked_scores(
     Raises:
         ConfigError: as `plan_channels`.
     """
-    check_round_to(round_to)
+    check_count("round_to", round_to)
     exclude = (exclude,) if isinstance(exclude, str) else exclude
     scores = measured_scores(importance_of(importance), model, groups)
     _check_names(groups, exclude)
