@@ -1,4 +1,4 @@
-"""Curation: the samples that still teach, epoch by epoch or once before training.
+"""Training on a part of the samples, chosen in every epoch or once before training.
 
 *Dynamic*: [`InfoBatch`][snello.curation.InfoBatch], [`OrderDP`][snello.curation.OrderDP] and
 [`RandomSubset`][snello.curation.RandomSubset] leave out other samples in every epoch. Each is a

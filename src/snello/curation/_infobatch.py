@@ -1,4 +1,4 @@
-"""InfoBatch: leave out samples of small loss, and count those that stay for them."""
+"""InfoBatch: leave out samples of small loss, and weigh up those of them that stay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class InfoBatch(DynamicSubset):
     Of $n$ samples below the mean, $k$ are drawn at random and have the weight
     $n / k$, about $1 / (1 - r)$; all other samples have the weight 1. The gradient of
     the weighted losses, summed over the epoch, is that of all losses in expectation. Since only
-    samples below the mean are left out, fewer than the ratio are: with 0.5 a fourth to two fifths.
+    samples below the mean are left out, fewer than the ratio are: with 0.5, a fourth to two fifths
+    in most trainings, and up to half where few samples have very large losses.
     The first epoch, in which no loss is known, leaves out none.
 
     Args:

@@ -18,7 +18,9 @@ POOL = 0.6
 
 
 class OrderDP(DynamicSubset):
-    """Train on the samples of largest last loss in a random pool; the number is exact.
+    """Train on the samples of largest last loss in a random pool.
+
+    Their number is that of the ratio, rounded, or of `always` if these are more.
 
     All weights are 1: the gradient is that of an order statistic of the losses. Samples that have
     not been seen come before all others, and are drawn at random among themselves.

@@ -21,7 +21,7 @@ class RandomSubset(DynamicSubset):
 
     Args:
         dataset: any map-style dataset.
-        ratio: share left out, in [0, 1); the number kept is rounded.
+        ratio: share left out, in [0, 1); the number kept is rounded, and at least that of `always`.
         replacement: draw each epoch's subset from all samples. False: from those that were used
             least, so that all have been used before any is used again.
         options: of [`DynamicSubset`][snello.curation.DynamicSubset]: seed, always, smoothing.

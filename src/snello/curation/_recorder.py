@@ -35,7 +35,7 @@ class Recording:
 
     @property
     def epochs(self) -> int:
-        """T."""
+        """Number T of recorded epochs."""
         return len(self.probability)
 
     def __len__(self) -> int:

@@ -63,7 +63,7 @@ def measure_cost(
     restored afterwards.
 
     Raises:
-        ConfigError: for fewer than one repeat.
+        ConfigError: for fewer than one repeat, or a selective update without an optimizer.
         ModelError: if the loss requires no gradient.
     """
 

@@ -103,7 +103,7 @@ class BackwardFlops:
 
     @property
     def total(self) -> int:
-        """Both together."""
+        """FLOPs of the whole backward pass."""
         return self.input_gradient + self.weight_gradient
 
 
@@ -123,12 +123,12 @@ class StepFlops:
 
     @property
     def backward(self) -> int:
-        """Both halves of the backward pass."""
+        """FLOPs of the backward pass."""
         return self.input_gradient + self.weight_gradient
 
     @property
     def total(self) -> int:
-        """Forward and backward."""
+        """FLOPs of forward and backward pass."""
         return self.forward + self.backward
 
 
@@ -154,6 +154,7 @@ def step_flops(
         The three parts, for the whole batch.
 
     Raises:
+        ConfigError: without `loss_fn`, if the output holds no floating-point tensor.
         ModelError: if nothing in the output requires a gradient.
     """
     with undisturbed(model):

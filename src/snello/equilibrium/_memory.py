@@ -47,6 +47,7 @@ def step_memory(
             tensors.
 
     Raises:
+        ConfigError: without `loss_fn`, if the output holds no floating-point tensor.
         ModelError: if nothing in the output requires a gradient.
     """
     args = Inputs.of(inputs).tensors()

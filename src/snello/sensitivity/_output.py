@@ -26,12 +26,12 @@ class OutputSensitivity(Observed):
     The unspecific kind averages over all outputs; the specific one uses the output of the target
     class $k^\star$ alone:
 
-    $$S(w) = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial w} \right|$$
-              \qquad S(w) = \left| \frac{\partial y_{k^\star}}{\partial w} \right|
+    $$S(w) = \frac{1}{C} \sum_{k=1}^{C} \left| \frac{\partial y_k}{\partial w} \right|
+    \qquad S(w) = \left| \frac{\partial y_{k^\star}}{\partial w} \right|$$
 
     with $y_k$ averaged over the batch, as LOBSTER's loss is. The unspecific sum costs C full
     backward passes; `"sampled"` draws one class per observation instead, whose expectation is the
-    sum.
+    mean over all classes.
 
     Args:
         model: the weights of its Linear and convolution layers decay.

@@ -89,9 +89,9 @@ def serene_scores(
 
     Returns:
         A function of model and granularity for `Pruner(importance=...)`. The score of a neuron is
-        its sensitivity S, that of a weight `S |w|`, a first-order bound on the change of the
-        outputs without the weight. Neurons of the head have the score 1/C. It raises DataError if
-        there is no batch.
+        its sensitivity S, that of a weight `S |w|`: to first order, the mean change of an output
+        without the weight, for an input of magnitude 1. Neurons of the head have the score 1/C
+        ("sampled": on average; "local": as all others). It raises DataError if there is no batch.
     """
     batches = repeatable(batches)
 

@@ -36,7 +36,7 @@ removed first; dimensions without scores keep their width."""
 
 
 def magnitude(p: int = 2, reduce: Reduce = "mean") -> ChannelImportance:
-    r"""Norm of the slices: $\|w\|_p^p$ of each member, reduced over the members.
+    r"""Sum of powers of the weights: $\|w\|_p^p$ of the slice of each member, reduced over members.
 
     Args:
         p: 1 or 2.
