@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from snello.cli import help_texts
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,6 +72,27 @@ def test_every_public_name_has_a_page_and_every_command_its_help():
         assert not missing, f"{module}: no page for {missing}"
     for command in ("prune", "bench-device", "curate"):
         assert f"## snello {command}\n" in pages["reference/cli.md"]
+
+
+def test_the_first_page_names_every_command():
+    page = (ROOT / "docs/start.md").read_text()
+    listed = page[page.index("## All commands") :]
+    missing = [name for name in help_texts() if not re.search(rf"\b{name}\b", page)]
+    assert not missing
+    assert {"shrink", "tune", "prune"} <= set(re.findall(r"^snello ([\w-]+)", listed, flags=re.M))
+
+
+def test_formulas_of_docstrings_are_whole():
+    """Every opened ``$$`` is closed, and every ``\\left`` has its ``\\right`` within it."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                continue
+            parts = (ast.get_docstring(node) or "").split("$$")
+            assert len(parts) % 2, f"{path}: {node}"
+            for formula in parts[1::2]:
+                assert formula.count("\\left") == formula.count("\\right"), f"{path}: {formula}"
+            assert not any("\\frac" in re.sub(r"\$[^$]*\$", "", text) for text in parts[::2])
 
 
 def test_every_relative_link_leads_somewhere():
