@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 Made = tuple[nn.Module, Any]
-Maker = Callable[[], Made]
 
 
 def _image(side: int = 64, channels: int = 3) -> torch.Tensor:
