@@ -144,8 +144,8 @@ def shrink(
             int8, costs of quantisation. A few hundred samples; default: the example inputs.
         importance: importance of channels; see [`snello.pruning.channels.plan_channels`][]. None:
             the Fisher information of a classifier's own answers, or the magnitude for others.
-        round_to: number of which widths are multiples. None: eighths of a width; for latency
-            multiples of 8, of which only those remain at which the table falls.
+        round_to: number of which widths are multiples. None: about eighths of a width, or for
+            latency, from 16 on, multiples of 8; only those remain at which the table falls.
         exclude: names of dimensions that keep their widths, and of branches that stay.
         trials: number of candidates per precision, at most.
         threads: threads of ONNX Runtime.
