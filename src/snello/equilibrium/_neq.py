@@ -85,7 +85,7 @@ class SelectiveUpdate:
             a tensor, or the model's arguments as a tuple or by name. The outputs of all watched
             layers on it are kept in memory.
         selection: the rule that decides which neurons are frozen.
-        warmup: number of first steps in which all neurons are updated, at least 1.
+        warmup: number of the call of `step` that is the first to freeze neurons, at least 1.
         exclude: names of layers that are always updated, in addition to the head.
         kinds: kinds of layers to watch, some of "conv" (also transposed), "batchnorm", "layernorm"
             and "linear"; None for all. The others are always updated.
