@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from snello.errors import ConfigError, ModelError, OutputError
 from snello.files import (
+    check_writable,
     folder_beside,
     read_json,
     read_json_object,
@@ -46,6 +48,20 @@ def test_a_disk_that_returns_other_bytes_is_noticed(
         write_bytes(path, b"new")
     monkeypatch.undo()
     assert path.read_bytes() == b"old"
+
+
+def test_many_may_check_one_file_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(check_writable, [path] * 400)) == {path}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_too_long_for_its_temporary_file_is_told_before_the_work(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250)
+    for write in (check_writable, lambda where: write_bytes(where, b"")):
+        with pytest.raises(OutputError, match=f"cannot write {re.escape(str(path))}: .*too long"):
+            write(path)
 
 
 def test_text_is_written_in_utf_8(tmp_path: Path) -> None:

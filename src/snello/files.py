@@ -46,13 +46,7 @@ def writing(path: Path) -> Iterator[Path]:
         OutputError: naming the path and the reason; for a full disk also the folder and the size
             needed.
     """
-    try:
-        # In the same folder, hence on the same disk: only then is the rename atomic.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(_cannot_write(path, error, 0)) from error
-    temporary = Path(name)
+    temporary = _beside(path)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
@@ -64,6 +58,17 @@ def writing(path: Path) -> Iterator[Path]:
         raise OutputError(_cannot_write(path, error, _size(temporary))) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """An empty temporary file of its own for every call, in the folder of `path`."""
+    try:
+        # In the same folder, hence on the same disk: only then is the rename atomic.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+    except OSError as error:
+        raise OutputError(_cannot_write(path, error, 0)) from error
+    os.close(handle)
+    return Path(name)
 
 
 def write_file(
@@ -206,11 +211,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     check_no_folder(path)
     _make_folder(path)
-    trial = path.parent / f".{path.name}.try"
-    try:
-        write_bytes(trial, b"").unlink()
-    except OutputError as error:
-        raise OutputError(str(error).replace(str(trial), str(path))) from error
+    _beside(path).unlink(missing_ok=True)
     return path
 
 
