@@ -242,7 +242,7 @@ def test_the_state_of_another_model_or_method_is_refused(method: Any, other: Any
 @pytest.mark.parametrize("method", OBSERVED)
 @pytest.mark.parametrize("state", [{}, None, {"calls": 1, "latest": {"0": 3}}])
 def test_what_is_no_state_is_refused(method: Any, state: Any) -> None:
-    with pytest.raises(ConfigError, match="load_state_dict: this is the state of another method"):
+    with pytest.raises(ConfigError, match=f"not a state of {method.__name__}: "):
         method(mlp()).load_state_dict(state)
 
 

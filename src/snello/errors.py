@@ -23,8 +23,8 @@ import importlib
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import ModuleType
-from typing import TypeGuard
+from types import ModuleType, UnionType
+from typing import Any, TypeGuard, get_args, get_origin
 
 
 class SnelloError(Exception):
@@ -118,23 +118,59 @@ def check_count(name: str, count: object, hint: str = "") -> None:
     )
 
 
-def check_state(state: object, entries: Iterable[str], owner: str) -> None:
+def check_state(
+    state: object, kinds: Mapping[str, Any], owner: str, later: Mapping[str, Any] | None = None
+) -> None:
     """Refuse anything but a state of an object, before any of it is loaded.
 
     Args:
         state: what was given to `load_state_dict`.
-        entries: what every state of it has.
+        kinds: what every state of it has: name of an entry -> its type, such as `int` (a count, at
+            least 0), `float` (any number), `Tensor | None`, `dict[str, Tensor]` or `dict` (any mapping).
         owner: name of its class.
+        later: the same for entries that states of earlier versions do not have.
 
     Raises:
-        ConfigError: if it is no mapping, or lacks entries.
+        ConfigError: if it is no mapping, lacks entries, or has entries of other types.
     """
-    missing = sorted(set(entries) - set(state if isinstance(state, Mapping) else ()))
+    given = state if isinstance(state, Mapping) else {}
+    missing = ", ".join(sorted(kinds.keys() - given.keys()))
     check_option(
         not missing,
-        f"not a state of {owner}: this {type(state).__name__} lacks {', '.join(missing)}; pass what "
-        f"{owner}.state_dict() returned",
+        f"not a state of {owner}: this {type(state).__name__} lacks {missing}; {_pass(owner)}",
     )
+    for name, kind in {**kinds, **(later or {})}.items():
+        if name in given and not _is_of(given[name], kind):
+            value = given[name]
+            shown = repr(value) if isinstance(value, (int, float, str)) else type(value).__name__
+            wanted = "a whole number, at least 0" if kind is int else _in_words(kind)
+            raise ConfigError(
+                f"not a state of {owner}: its {name!r} is {shown}, not {wanted}; {_pass(owner)}"
+            )
+
+
+def _pass(owner: str) -> str:
+    return f"pass what {owner}.state_dict() returned"
+
+
+def _in_words(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Return true if a value is of a type, with the elements that the type names."""
+    outer, inner = get_origin(kind) or kind, get_args(kind)
+    if outer is UnionType:
+        return any(_is_of(value, one) for one in inner)
+    if outer is int:
+        return is_whole(value) and value >= 0
+    if outer is float:
+        return is_number(value)
+    alike: dict[Any, Any] = {dict: Mapping, list: (list, tuple)}
+    if not isinstance(value, alike.get(outer, outer)):
+        return False
+    elements = value.values() if isinstance(value, Mapping) else value
+    return not inner or all(_is_of(element, inner[-1]) for element in elements)
 
 
 @contextmanager

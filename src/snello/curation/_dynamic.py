@@ -448,11 +448,17 @@ class DynamicSubset(Dataset[Any]):
             state["method"] == type(self).__name__,
             f"the state is of {state['method']}, not of {type(self).__name__}: resume with that method",
         )
+        check_option(
+            state["uses"].shape == self._uses.shape and len(state["counts"]) == 3,
+            f"the state counts the uses of {len(state['uses'])} samples, the dataset has {len(self._uses)}: "
+            "resume with the dataset that the run began with",
+        )
+        plan = None if state["plan"] is None else Plan.from_state(state["plan"])
         self._scores.load_state_dict(state["scores"])
         self._uses, self._carried = state["uses"].cpu().clone(), state["carried"].cpu().clone()
         self._now = None
-        if state["plan"] is not None:
-            plan, done, finished = Plan.from_state(state["plan"]), state["done"], state["finished"]
+        if plan is not None:
+            done, finished = state["done"], state["finished"]
             going_on = not finished and done > 0
             self._now = Progress(plan, done, state["begun"], False, finished, going_on)
         self._source.load_state_dict(state["source"])
@@ -463,6 +469,8 @@ class DynamicSubset(Dataset[Any]):
         return {**vars(self), "_on_device": {}}  # worker processes have no use for it
 
 
-_STATE = (
-    "method", "scores", "uses", "carried", "plan", "source", "done", "begun", "finished", "counts",
-)  # fmt: skip
+_STATE = {
+    "method": str, "scores": dict, "uses": Tensor, "carried": Tensor,
+    "plan": dict | None, "source": dict, "done": int, "begun": bool,
+    "finished": bool, "counts": list[int],
+}  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_state
 from snello.processes import rank_and_size, sum_on_cpu
 
 BATCH_SMOOTHING = 0.8
@@ -142,9 +142,12 @@ class LossScores:
         """Restore scores.
 
         Raises:
-            ConfigError: for another number of samples.
+            ConfigError: for another number of samples, and for anything but a state of scores.
         """
-        if state["values"].shape != self._values.shape:
+        check_state(
+            state, {"values": Tensor, "easy": Tensor}, "LossScores", {"windows": list[list]}
+        )
+        if not state["values"].shape == state["easy"].shape == self._values.shape:
             raise ConfigError(
                 f"the state has scores of {len(state['values'])} samples, the dataset has {len(self)}: "
                 "resume with the dataset that the run began with"

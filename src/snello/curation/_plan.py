@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snello.errors import check_state
+
 from ._source import Offer, places_of
 
 
@@ -59,7 +61,16 @@ class Plan:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Plan:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`.
+
+        Raises:
+            ConfigError: for anything else.
+        """
+        kinds = {
+            "epoch": int, "keys": Tensor, "batch": Tensor | None, "left": Tensor,
+            "weights": Tensor, "offered": int, "processes": int,
+        }  # fmt: skip
+        check_state(state, kinds, "Plan")
         fields: dict[str, Any] = {
             k: v.cpu() if isinstance(v, Tensor) else v for k, v in state.items()
         }

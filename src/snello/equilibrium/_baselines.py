@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError, check_count, check_option
+from snello.errors import ConfigError, check_count, check_option, check_state
 
 from ._records import EquilibriumStep
 from ._selection import Formula, Velocity, WatchedLayer, part_of, whole_layers
@@ -45,8 +45,12 @@ class Stochastic:
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self._generator.set_state(state["generator"].cpu())
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        self._generator = _generator_of(state, "Stochastic", {})
 
 
 class MatchedStochastic:
@@ -131,15 +135,21 @@ class MatchedStochastic:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        kinds = {"steps": int, "seen": float, "rule": dict}
+        generator = _generator_of(state, "MatchedStochastic", kinds)
         if bool(state["rule"]) != (self._rule is not None):
             raise ConfigError(
                 "state_dict: one of the two matches a velocity rule, the other a finished run"
             )
-        self._generator.set_state(state["generator"].cpu())
-        self._steps, self._seen = int(state["steps"]), float(state["seen"])
         if self._rule is not None:
             self._rule.load_state_dict(state["rule"])
+        self._generator, self._steps = generator, state["steps"]
+        self._seen = float(state["seen"])
 
 
 @dataclass(frozen=True)
@@ -218,8 +228,13 @@ class Prefix:
         return {"steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self._steps = int(state["steps"])
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        check_state(state, {"steps": int}, type(self).__name__)
+        self._steps = state["steps"]
 
 
 class ParameterBudget:
@@ -287,8 +302,25 @@ class ParameterBudget:
         return self._rule.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
         self._rule.load_state_dict(state)
+
+
+def _generator_of(
+    state: Mapping[str, Any], owner: str, kinds: Mapping[str, Any]
+) -> torch.Generator:
+    """A generator in the state that was saved, after a check of the whole state."""
+    check_state(state, {"generator": Tensor, **kinds}, owner)
+    generator = torch.Generator()
+    try:
+        generator.set_state(state["generator"].cpu())
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"not a state of {owner}: its 'generator' is none: {error}") from error
+    return generator
 
 
 def _drawn(count: int, share: float, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_state
 from snello.neurons import neuron_layers
 from snello.optimizers import StepFollower, follow_steps, parameters_of
 from snello.wrappers import unwrapped
@@ -112,7 +112,14 @@ class GradientChange(StepFollower):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        numbers = dict[str, float]
+        kinds = {"sums": dict[str, Tensor], "norms": numbers, "eta": numbers, "resting": list[str]}
+        check_state(state, kinds, type(self).__name__)
         sums, norms, eta = copied(state["sums"]), dict(state["norms"]), dict(state["eta"])
         self._sums, self._norms, self._eta = sums, norms, eta
         self._resting = set(state["resting"])

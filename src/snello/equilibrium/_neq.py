@@ -247,11 +247,14 @@ class SelectiveUpdate:
                 selection.
         """
         self._check_state(state)
+        worth = self._worth if state.get("worth") else None
+        if worth is not None:
+            worth.check_state(state["worth"])
         self._load_selection(state["selection"])
-        if self._worth is not None and state.get("worth"):
-            self._worth.load_state_dict(state["worth"])
+        if worth is not None:
+            worth.load_state_dict(state["worth"])
         self.freezer.apply(state["frozen"])
-        self._step = int(state["step"])
+        self._step = state["step"]
         self._reference = {
             name: outputs.to(self._reference[name], copy=True)
             for name, outputs in state["reference"].items()
@@ -304,15 +307,21 @@ class SelectiveUpdate:
         before = self.selection.state_dict()
         try:
             self.selection.load_state_dict(state)
-        except KeyError as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             self.selection.load_state_dict(before)
+            if isinstance(error, ConfigError):
+                raise
             raise ConfigError(
-                f"state_dict: its selection is not a {type(self.selection).__name__} as this one: it lacks {error}"
+                f"state_dict: its selection is not a {type(self.selection).__name__} as this one: {error!r}"
             ) from error
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
-        entries = ("step", "frozen", "reference", "positions", "selection")
-        check_state(state, entries, type(self).__name__)
+        tensors = dict[str, Tensor]
+        kinds = {
+            "step": int, "frozen": tensors, "reference": tensors, "positions": int | None,
+            "selection": dict,
+        }  # fmt: skip
+        check_state(state, kinds, type(self).__name__, {"worth": dict})
         if other := set(state["frozen"]) ^ set(self._layers):
             raise ConfigError(
                 f"state_dict: belongs to other layers; they differ in: {', '.join(sorted(other))}"

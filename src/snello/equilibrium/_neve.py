@@ -155,7 +155,7 @@ class NeVe:
         Raises:
             ConfigError: if it is not a state of NeVe.
         """
-        check_state(state, ("velocity", "best", "waited"), "NeVe")
+        check_state(state, {"velocity": Tensor, "best": float, "waited": int}, "NeVe")
         velocity = state["velocity"].cpu()
         self._velocity = velocity.clone() if len(velocity) else None
-        self._best, self._waited = float(state["best"]), int(state["waited"])
+        self._best, self._waited = float(state["best"]), state["waited"]

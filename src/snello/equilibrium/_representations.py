@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_state
 
 from ._selection import WatchedLayer, copied, whole_layers
 
@@ -68,7 +68,13 @@ class Plasticity:
         return {"last": copied(self._last), "plasticity": self.plasticity}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        kinds = {"last": dict[str, Tensor], "plasticity": dict[str, float]}
+        check_state(state, kinds, type(self).__name__)
         last, plasticity = copied(state["last"]), dict(state["plasticity"])
         self._last, self._plasticity = last, plasticity
 
@@ -124,7 +130,14 @@ class StableCKA:
         return {"start": copied(self._start), "cka": self.cka, "change": dict(self._change)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        numbers = dict[str, float]
+        kinds = {"start": dict[str, Tensor], "cka": numbers, "change": numbers}
+        check_state(state, kinds, type(self).__name__)
         start, cka, change = copied(state["start"]), dict(state["cka"]), dict(state["change"])
         self._start, self._cka, self._change = start, cka, change
 

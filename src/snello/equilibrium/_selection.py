@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_state
 
 Formula = Literal["paper", "released"]
 
@@ -149,7 +149,13 @@ class Velocity:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        names = ("phi", "change", "velocity")
+        check_state(state, dict.fromkeys(names, dict[str, Tensor]), type(self).__name__)
         self._phi, self._change = copied(state["phi"]), copied(state["change"])
         self._velocity = copied(state["velocity"])
 

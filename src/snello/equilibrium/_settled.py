@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError, check_count
+from snello.errors import ConfigError, check_count, check_state
 from snello.optimizers import Optimizers, optimizers_of
 
 from ._selection import Selection, WatchedLayer, check_selection, share_of, show
@@ -132,7 +132,18 @@ class Settled:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        kinds = {
+            "rule": dict,
+            "rested": dict[str, int],
+            "settled": list[str],
+            "rate": float | None,
+        }
+        check_state(state, kinds, type(self).__name__)
         self.rule.load_state_dict(state["rule"])
         self._rested, self._settled = dict(state["rested"]), list(state["settled"])
         self._rate = state["rate"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snello.errors import ConfigError, check_count, check_option
+from snello.errors import ConfigError, check_count, check_option, check_state
 from snello.graph import Example
 
 from ._agree import from_first_rank
@@ -166,7 +166,13 @@ class TimeBudget:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state, with its measured times: a resumed run decides alike."""
+        """Go on from a saved state, with its measured times: a resumed run decides alike.
+
+        Raises:
+            ConfigError: if it is not a state of this rule.
+        """
+        kinds = {"rule": dict, "depths": list[int], "milliseconds": list[float]}
+        check_state(state, kinds, type(self).__name__)
         if self.rule is not None:
             self.rule.load_state_dict(state["rule"])
         if state["depths"]:

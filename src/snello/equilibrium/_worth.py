@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from snello.errors import check_option
+from snello.errors import check_option, check_state
 from snello.graph import Inputs, tensors_of
 from snello.processes import rank_and_size
 
@@ -65,10 +65,19 @@ class Worth:
             "resting": sorted(self._resting),
         }
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse anything but a saved state.
+
+        Raises:
+            ConfigError: as [`check_state`][snello.errors.check_state] does.
+        """
+        kinds = {"reason": str, "refusals": int, "share": float | None, "resting": list[str]}
+        check_state(state, kinds, "only_if_faster", {"promising": bool})
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.reason, self.refusals = str(state["reason"]), int(state["refusals"])
-        self._promising = bool(state.get("promising", False))
+        """Go on from a saved state that has been checked."""
+        self.reason, self.refusals = state["reason"], state["refusals"]
+        self._promising = state.get("promising", False)
         self._share, self._resting = state["share"], frozenset(state["resting"])
 
     def judged(

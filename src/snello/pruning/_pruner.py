@@ -463,17 +463,16 @@ class Pruner:
             ConfigError: for a state of something else, of another model or another schedule, which
                 changes nothing.
         """
-        check_state(state, ("masks", "schedule", "finished", "best"), "Pruner")
+        check_state(state, _STATE, "Pruner", _LATER)
         masks = masks_beside(self.model, state["masks"])
         self.schedule.load_state_dict(state["schedule"])
         if self._pin is not None:
             self._pin.give_back()  # the weights may have been loaded under other masks
         self.masks = masks
-        self.finished = bool(state["finished"])
+        self.finished = state["finished"]
         self._best = state["best"]
-        # States of earlier versions have no entries for the bound on the quality.
         self._dense = state.get("dense", self._dense)
-        self._before, self._ended = state.get("before"), bool(state.get("ended", False))
+        self._before, self._ended = state.get("before"), state.get("ended", False)
         self._apply()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
@@ -494,6 +493,12 @@ class Pruner:
             twin._pin.source = lambda: twin.masks
         remember(twin.model, twin.masks)
         return twin
+
+
+_WEIGHTS = dict[str, Tensor]
+_STATE = {"masks": _WEIGHTS, "schedule": dict, "finished": bool, "best": _WEIGHTS | None}
+# States of earlier versions have no entries for the bound on the quality.
+_LATER = {"dense": float | None, "before": dict[str, _WEIGHTS] | None, "ended": bool}
 
 
 def _finite(loss: float) -> float:

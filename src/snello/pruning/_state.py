@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, get_type_hints
 
-from snello.errors import ConfigError
+from snello.errors import ConfigError, check_state
 
 
 @dataclass
@@ -20,12 +20,14 @@ class Stateful:
         """Restore `state_dict`.
 
         Raises:
-            ConfigError: for the state of another class.
+            ConfigError: for the state of another class, and for values that it cannot have; nothing
+                changes then.
         """
+        kinds = get_type_hints(type(self))
+        check_state(state, {}, type(self).__name__, {f.name: kinds[f.name] for f in fields(self)})
         if unknown := set(state) - {field.name for field in fields(self)}:
             raise ConfigError(
                 f"this is the state of another schedule than {type(self).__name__}, with "
                 f"{', '.join(sorted(unknown))}"
             )
-        for name, value in state.items():
-            setattr(self, name, value)
+        vars(self).update(vars(replace(self, **state)))  # a new one checks its options

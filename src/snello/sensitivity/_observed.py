@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from snello.errors import ConfigError, check_count
+from snello.errors import ConfigError, check_count, check_state
 from snello.processes import Group
 from snello.wrappers import allow_second_backward
 
@@ -69,21 +69,16 @@ class Observed(Sensitivity):
         return {"calls": self._calls, "latest": dict(self._latest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state, {"calls": int, "latest": dict[str, Tensor]}, type(self).__name__)
         method, shapes = f"{type(self).__name__}.load_state_dict", self._shapes()
-        try:
-            calls, latest = int(state["calls"]), dict(state["latest"])
-            found = {name: tuple(value.shape) for name, value in latest.items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"{method}: this is the state of another method: {error!r}"
-            ) from error
+        found = {name: tuple(value.shape) for name, value in state["latest"].items()}
         odd = next((name for name, shape in found.items() if shapes.get(name) != shape), None)
         if odd is not None:
             raise ConfigError(
                 f"{method}: this is the state of another model, or of other layers: {odd!r} has the shape "
                 f"{found[odd]} there and {shapes.get(odd, 'none')} here"
             )
-        self._calls, self._latest = calls, latest
+        self._calls, self._latest = state["calls"], dict(state["latest"])
         self._clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
