@@ -21,6 +21,8 @@ from snello.errors import ConfigError, OutputError
 from snello.files import check_new_folder, check_writable, writing_folder
 from snello.store import ImageInput, ModelSpec, build
 
+from .seams.deploy import device_bench
+
 for package in ("onnx", "onnxscript", "onnxruntime", "rich"):
     pytest.importorskip(package, reason="the extras onnx and report are not installed")
 
@@ -170,11 +172,54 @@ def test_impossible_requests_are_refused_before_the_timing(folder: Path) -> None
     for options, reason in (
         (("--profile", "--batch=2"), "--batch=2"),
         (("--out=no/folder/device.json",), "no/folder"),
-        (("--out=.",), "'.'"),
+        (("--out=.",), "--out=. is a folder"),
+        (("--out=..",), "--out=.. is a folder"),
     ):
         done = bench(folder / "kit", *options)
         assert (done.returncode, done.stdout) == (1, "")
         assert reason in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "key", "value"),
+    [
+        *(("models.json", "models", key, None) for key in device_bench.MODEL),
+        ("models.json", "models", "file", 3),
+        ("models.json", "models", "precision", "int4"),
+        *(("operations.json", "operations", key, None) for key in device_bench.OPERATION),
+        ("operations.json", "models", None, None),
+        ("net.npz", None, "in_0", None),
+        ("net.npz", None, "out_0", None),
+    ],
+)
+def test_entries_that_lack_something_are_named(
+    name: str, part: str | None, key: str | None, value: object, folder: Path, tmp_path: Path
+) -> None:
+    import numpy
+
+    kit = tmp_path / "kit"
+    shutil.copytree(folder / "kit", kit)
+    if part is None:
+        with numpy.load(kit / name) as saved:
+            numpy.savez(kit / name, **{k: saved[k] for k in saved.files if k != key})
+    else:
+        entry = {**dict.fromkeys(device_bench.OPERATION, ""), "branches": 2}
+        operations = {"format": "snello device operations 1", "operations": [entry], "models": {}}
+        content = operations if name == "operations.json" else json.loads((kit / name).read_text())
+        if key is None:
+            del content[part]
+        elif value is None:
+            del content[part][-1][key]
+        else:
+            content[part][-1][key] = value
+        (kit / name).write_text(json.dumps(content))
+    done = bench(kit, *QUICK, *(["--profile"] if name == "operations.json" else []))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("bench.py: error: ")
+    assert done.stderr.count("\n") == 1
+    assert str(value or key or part) in done.stderr
+    assert not (kit / "device.json").exists()
 
 
 def test_different_outputs_are_noticed(folder: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -47,6 +48,11 @@ DTYPES = {
 }  # fmt: skip
 # Outputs of another CPU may differ by rounding, relative to the largest magnitude.
 AGREES = {"float32": 1e-3, "int8": 0.1}
+MODEL = {"name": str, "file": str, "precision": str, "sha256": str, "bytes": int, "check": str}
+REMEDY = (
+    "copy the folder again, or make another: operations.json with snello bench-device --profile"
+)
+OPERATION = {"key": str, "one": str, "many": str, "branches": int}
 
 
 class KitError(ValueError):
@@ -113,10 +119,8 @@ def random_feed(session: Any, batch: int) -> dict[str, Any]:
             )
         dtype = numpy.dtype(DTYPES[node.type])
         # Integers may be indices: zero is valid for every table.
-        floating = dtype.kind == "f"
-        feed[node.name] = (
-            random.standard_normal(shape) if floating else numpy.zeros(shape)
-        ).astype(dtype)
+        values = random.standard_normal(shape) if dtype.kind == "f" else numpy.zeros(shape)
+        feed[node.name] = values.astype(dtype)
     return feed
 
 
@@ -209,10 +213,7 @@ def operations_of(folder: Path, batch: int) -> dict[str, Any]:
     """
     if batch != 1:
         raise KitError(f"--profile times single samples: --batch={batch} does not fit it")
-    try:
-        return _part(folder / "operations.json", OPERATIONS, "operations", "models")
-    except KitError as error:
-        raise KitError(f"{error}; make the kit with snello bench-device --profile") from error
+    return _part(folder / "operations.json", OPERATIONS, "operations", OPERATION, models=dict)
 
 
 def profile(kit: dict[str, Any], result: dict[str, Any], repeats: int) -> dict[str, Any]:
@@ -230,28 +231,37 @@ def profile(kit: dict[str, Any], result: dict[str, Any], repeats: int) -> dict[s
     }  # fmt: skip
 
 
-def _part(path: Path, form: str, *keys: str) -> dict[str, Any]:
-    """Content of a JSON file of a kit, which has to have some keys."""
+def _part(path: Path, form: str, part: str, kinds: dict[str, type], **also: type) -> Any:
+    """Content of a JSON file of a kit: a list of entries, all with the keys that `kinds` names."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise KitError(f"{path} cannot be read: {error}") from error
+        raise KitError(f"{path} cannot be read: {error}; {REMEDY}") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != form:
-        raise KitError(f"{path} has the format {found!r}, this script reads {form!r}")
-    if not {*keys} <= {*content}:
-        raise KitError(f"{path} lacks {' or '.join(keys)}: copy the folder again")
-    return content  # type: ignore[no-any-return]
+        raise KitError(f"{path} has the format {found!r}, this script reads {form!r}; {REMEDY}")
+    _check(f"{path}", content, {part: list, **also})
+    for number, entry in enumerate(content[part], 1):
+        _check(f"{path}: entry {number} of {part}", entry, kinds)
+    return content
+
+
+def _check(where: str, entry: Any, kinds: dict[str, type]) -> None:
+    found = entry if isinstance(entry, dict) else {}
+    lacking = [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]
+    if lacking:
+        named = ", ".join(f"{key} ({kinds[key].__name__})" for key in lacking)
+        raise KitError(f"{where} lacks {named}; {REMEDY}")
 
 
 def _read_kit(folder: Path) -> list[dict[str, Any]]:
-    kit = _part(folder / "models.json", KIT, "models")
+    kit = _part(folder / "models.json", KIT, "models", MODEL)
     for entry in kit["models"]:
+        if entry["precision"] not in AGREES:
+            raise KitError(f"{entry['file']}: unknown precision {entry['precision']!r}")
         data = (folder / entry["file"]).read_bytes()
         if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-            raise KitError(
-                f"{entry['file']} was changed or damaged during copying: copy the folder again"
-            )
+            raise KitError(f"{entry['file']} was changed or damaged: copy the folder again")
     return kit["models"]  # type: ignore[no-any-return]
 
 
@@ -259,29 +269,22 @@ def _difference(session: Any, check: Path) -> float:
     """Largest difference from the kit's reference outputs, relative to the largest magnitude."""
     import numpy
 
-    saved, worst = _arrays(check), 0.0
-    feed = {node.name: saved["in_" + str(i)] for i, node in enumerate(session.get_inputs())}
+    worst = 0.0
+    try:
+        with numpy.load(check, allow_pickle=False) as saved:
+            feed = {node.name: saved[f"in_{i}"] for i, node in enumerate(session.get_inputs())}
+            outputs = [saved[f"out_{i}"] for i, _ in enumerate(session.get_outputs())]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise KitError(f"{check} cannot be read: {error}; copy the folder again") from error
     for i, found in enumerate(session.run(None, feed)):
-        expected = saved["out_" + str(i)]
+        expected = outputs[i]
         if found.shape != expected.shape:
-            raise KitError(
-                f"{check}: output {i} has shape {found.shape} here, {expected.shape} there"
-            )
+            raise KitError(f"{check}: output {i} has shape {expected.shape}, here {found.shape}")
         if found.size:
             scale = float(numpy.abs(expected).max())
             error = float(numpy.abs(found.astype("f8") - expected.astype("f8")).max())
             worst = max(worst, error / scale if scale else error)
     return worst
-
-
-def _arrays(path: Path) -> dict[str, Any]:
-    import numpy
-
-    try:
-        with numpy.load(path, allow_pickle=False) as saved:
-            return dict(saved)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise KitError(f"{path} cannot be read: {error}; copy the folder again") from error
 
 
 def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> dict[str, Any]:
@@ -297,14 +300,10 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
         if value < (name != "warmup"):
             raise KitError(f"--{name}={value}: choose at least {int(name != 'warmup')}")
     entries = _read_kit(folder)
-    sessions = {
-        entry["file"]: session_of(str(folder / entry["file"]), threads) for entry in entries
-    }
+    checks = {entry["file"]: folder / entry["check"] for entry in entries}
+    sessions = {file: session_of(str(folder / file), threads) for file in checks}
     feeds = {file: random_feed(session, batch) for file, session in sessions.items()}
-    differences = {
-        entry["file"]: _difference(sessions[entry["file"]], folder / entry["check"])
-        for entry in entries
-    }
+    differences = {file: _difference(sessions[file], check) for file, check in checks.items()}
 
     before = temperature()
     times = take_turns(
@@ -314,14 +313,13 @@ def run(folder: Path, threads: int, batch: int, warmup: int, repeats: int) -> di
     results = []
     for entry in entries:
         p10, median, p90 = (float(q) for q in numpy.quantile(times[entry["file"]], [0.1, 0.5, 0.9]))
-        results.append(
-            {
-                **{key: entry[key] for key in ("name", "file", "precision", "sha256", "source_sha256", "bytes")},
-                "median_ms": median, "p10_ms": p10, "p90_ms": p90,
-                "difference": differences[entry["file"]],
-                "peak_bytes": peak_memory(str(folder / entry["file"]), threads, batch),
-            }
-        )  # fmt: skip
+        results.append({
+            **{key: entry[key] for key in MODEL if key != "check"},
+            "source_sha256": entry.get("source_sha256"),  # none of a network without a file
+            "median_ms": median, "p10_ms": p10, "p90_ms": p90,
+            "difference": differences[entry["file"]],
+            "peak_bytes": peak_memory(str(folder / entry["file"]), threads, batch),
+        })  # fmt: skip
     device = {**describe(), "celsius_before": before, "celsius_after": after}
     return {"format": FORMAT, "device": device, **conditions, "models": results}
 
@@ -392,10 +390,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--warmup", type=int, default=10)
-    parser.add_argument("--repeats", type=int, default=50)
+    for name, default in (("threads", 1), ("batch", 1), ("warmup", 10), ("repeats", 50)):
+        parser.add_argument("--" + name, type=int, default=default)
     beside = str(here / "device.json")
     parser.add_argument("--out", default=beside, help="default: device.json next to this file")
     also = "also write profile.json: times of single operations"
@@ -408,7 +404,9 @@ def main() -> int:
     out = Path(options.out)
     try:
         kit = operations_of(here, options.batch) if options.profile else None
-        out.with_name(out.name + ".tmp").touch()  # before the work, which a wrong --out would lose
+        if out.is_dir():
+            raise KitError(f"--out={out} is a folder: give the name of a file in it")
+        tempfile.TemporaryFile(dir=out.parent).close()  # else a wrong --out would lose the work
         result = run(here, options.threads, options.batch, options.warmup, options.repeats)
         _print(result)
         _write(out, result)
@@ -420,16 +418,17 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("bench.py: interrupted\n")
         return 130
-    finally:
-        with contextlib.suppress(OSError):
-            out.with_name(out.name + ".tmp").unlink()
     return 0
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    temporary.replace(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1))
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     sys.stdout.write(f"written: {path}\n")
 
 
