@@ -13,7 +13,7 @@ from tests.seams.search import Networks, Point
 from torch import Tensor, nn
 
 from pair import in_two_processes
-from snello.deploy.operations import DeviceProfile, Operation
+from snello.deploy.operations import DeviceProfile, Operation, ProfiledModel
 from snello.errors import ConfigError, DataError, DivergenceError, ModelError
 from snello.graph import coupling
 from snello.pruning.recovery import recalibrate
@@ -111,15 +111,56 @@ def test_a_damaged_network_says_what_to_do(tmp_path: Path) -> None:
         shrunk(folder=tmp_path)
 
 
-def test_a_profile_that_was_measured_again_is_another_search(tmp_path: Path) -> None:
-    def profile(factor: float) -> DeviceProfile:
-        widths = [(6, 16), (6, 8), (16, 16), (8, 8), (8, 16), (16, 8), (16, 4), (8, 4)]
-        operations = [Operation("linear", (1, a, b)) for a, b in widths]
-        return DeviceProfile({"cpu": "x"}, 1, {o.key: factor * o.macs for o in operations})
+def test_latencies_of_two_machines_are_not_mixed(tmp_path: Path) -> None:
+    """A folder that was copied, or that two machines share: the page had named the last of them."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    shrunk(minimise="latency", folder=tmp_path, trials=1)
+    log = tmp_path / "candidates.jsonl"
+    key, lines = '"latency-dense"', log.read_text().splitlines(keepends=True)
+    noted = json.loads(next(line for line in lines if key in line))
+    for device, refused in (("another CPU", True), (None, False)):
+        other = {**noted, "device": device} if device else {"key": noted["key"], "ms": noted["ms"]}
+        log.write_text("".join(json.dumps(other) + "\n" if key in line else line for line in lines))
+        if refused:
+            with pytest.raises(ConfigError, match="measured on another CPU, and this is "):
+                shrunk(minimise="latency", folder=tmp_path, trials=1)
+        else:  # as earlier versions wrote it
+            shrunk(minimise="latency", folder=tmp_path, trials=1)
 
-    shrunk(minimise="latency", device=profile(1.0), folder=tmp_path)
+
+def profiled(factor: float, *runs: tuple[float, int]) -> DeviceProfile:
+    """A profile with whole networks of so many milliseconds and of so many operations."""
+    widths = [(6, 16), (16, 16), (16, 4), (6, 8), (8, 8), (8, 16), (16, 8), (8, 4)]
+    operations = [Operation("linear", (1, a, b)) for a, b in widths]
+    times = {o.key: factor * o.macs for o in operations}
+    models = (ProfiledModel("net", "float32", ms, tuple(times)[:count]) for ms, count in runs)
+    return DeviceProfile({"cpu": "x"}, 2, times, tuple(models))
+
+
+def test_a_profile_that_was_measured_again_is_another_search(tmp_path: Path) -> None:
+    shrunk(minimise="latency", device=profiled(1.0, (5.0, 3)), folder=tmp_path)
     with pytest.raises(ConfigError, match="device"):
-        shrunk(minimise="latency", device=profile(2.0), folder=tmp_path)
+        shrunk(minimise="latency", device=profiled(2.0, (5.0, 3)), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("runs", "options", "message"),
+    [
+        ((), {}, "no latency in float32, since its whole networks in float32 are missing"),
+        (((5.0, 3),), {"allow": ("channels", "int8")}, "int8 are missing.*leave int8 out"),
+        (((5.0, 3), (9.0, 1)), {}, "do not get slower with their operations"),
+        (((5.0, 3),), {"threads": 4}, "threads=4, and the profile was measured with 2"),
+    ],
+)
+def test_profiles_that_predict_no_latency_are_refused_before_the_folder_is_written(
+    runs: Any, options: Any, message: str, tmp_path: Path
+) -> None:
+    """Without whole networks of int8, its latency had lacked the offset that float32 had."""
+    folder = tmp_path / "search"
+    with pytest.raises(ConfigError, match=message):
+        shrunk(minimise="latency", device=profiled(1.0, *runs), folder=folder, **options)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -39,8 +39,6 @@ def shrink_table(title: str, found: Shrunk, remark: str = "") -> Table:
 
 
 def _fit(fit: LatencyFit) -> str:
-    if not fit.runs:
-        return "the plain sum of the table, since no whole network was timed"
     text = f"{fit.offset:.4g} ms + {fit.slope:.3f} x table"
     if fit.runs == 1:  # one run is always met
         return f"{text}, from 1 network"

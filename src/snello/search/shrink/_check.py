@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from snello.deploy.operations import DeviceProfile
 from snello.errors import ConfigError, is_number, is_whole, nearest
 from snello.graph import Example, Inputs, evaluation
 from snello.graph.coupled import Coupling
@@ -68,6 +69,29 @@ def _levers_for(minimise: object, allowed: Collection[str]) -> set[str]:
         if "nnc" in allowed:  # in float32, a weight of zero takes as many bytes as another
             found.add("weights")
     return found
+
+
+def check_profile(profile: DeviceProfile, precisions: Collection[Any], threads: int) -> None:
+    """Check that a profile predicts a latency in each precision.
+
+    Raises:
+        ConfigError: without whole networks in a precision, whose latency would lack its offset
+            beside that of another; if their latency does not grow with the times of their
+            operations; and for another number of threads.
+    """
+    if threads not in (1, profile.threads):
+        raise ConfigError(
+            f"shrink: threads={threads}, and the profile was measured with {profile.threads}: leave it out"
+        )
+    for precision in precisions:
+        fit = profile.fit(precision)
+        if not fit.runs or fit.slope <= 0:
+            why = "do not get slower with their operations" if fit.runs else "are missing"
+            less = ", or leave int8 out of the levers" if precision == "int8" else ""
+            raise ConfigError(
+                f"shrink: the profile of {profile.label} predicts no latency in {precision}, since its whole "
+                f"networks in {precision} {why}: run bench.py --profile again, in a kit with them{less}"
+            )
 
 
 def check_functions(needed: Mapping[str, object], optional: Mapping[str, object]) -> None:

@@ -17,7 +17,7 @@ from snello.deploy.operations import (
     fit_latency,
     this_device,
 )
-from snello.errors import ModelError
+from snello.errors import ConfigError, ModelError
 from snello.graph import Example, Inputs
 from snello.graph.coupled import coupling
 from snello.pruning.channels import ChannelImportance, importance_of
@@ -191,7 +191,15 @@ class Search:
         if self._minimise == "latency" and self._device is None:
             profile, self._table = this_device(self._threads)
             self.label = profile.label
-            found = self._log.result("latency-dense", lambda: {"ms": self._bench.times({})[""]})
+            own = {"device": profile.label}
+            found = self._log.result(
+                "latency-dense", lambda: {"ms": self._bench.times({})[""], **own}
+            )
+            if found.get("device", self.label) != self.label:  # earlier versions did not note it
+                raise ConfigError(
+                    f"shrink: the latencies in {self._folder} were measured on {found['device']}, and this is "
+                    f"{self.label}: continue there, or choose another folder"
+                )
             self._verifier.reference = found["ms"]
         dense = self._log_candidate("float32", self.dense)
         if dense.cost is None:  # every other candidate would fail alike

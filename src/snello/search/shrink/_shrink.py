@@ -19,9 +19,17 @@ from snello.pruning.channels import ChannelImportance
 from snello.wrappers import copied, unwrapped
 
 from ._candidate import Candidate, Precision
-from ._check import COSTS, LEVERS, Lever, batches_of, check_functions, check_options
+from ._check import (
+    COSTS,
+    LEVERS,
+    Lever,
+    batches_of,
+    check_functions,
+    check_options,
+    check_profile,
+)
 from ._coded import decoded
-from ._search import Minimise, Search
+from ._search import Minimise, Search, precisions_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +189,8 @@ def shrink(
         device if device is None or isinstance(device, DeviceProfile) else read_profile(device)
     )
     cost: Minimise = minimise
+    if profile is not None:
+        check_profile(profile, precisions_of(cost, allow), threads)
     search = Search(
         copied(model).eval(), example_inputs, evaluate, fit, max_drop, cost, profile, allow,
         batches_of(calibration, model), importance, round_to, exclude, trials, threads,
