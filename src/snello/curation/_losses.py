@@ -145,7 +145,7 @@ class LossScores:
             ConfigError: for another number of samples, and for anything but a state of scores.
         """
         check_state(
-            state, {"values": Tensor, "easy": Tensor}, "LossScores", {"windows": list[list]}
+            state, {"values": Tensor, "easy": Tensor}, "LossScores", {"windows": list[list[object]]}
         )
         if not state["values"].shape == state["easy"].shape == self._values.shape:
             raise ConfigError(

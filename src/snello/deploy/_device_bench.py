@@ -231,7 +231,7 @@ def profile(kit: dict[str, Any], result: dict[str, Any], repeats: int) -> dict[s
     }  # fmt: skip
 
 
-def _part(path: Path, form: str, part: str, kinds: dict[str, type], **also: type) -> Any:
+def _part(path: Path, form: str, part: str, kinds: dict[str, type], **also: type) -> dict[str, Any]:
     """Content of a JSON file of a kit: a list of entries, all with the keys that `kinds` names."""
     try:
         content = json.loads(path.read_bytes())
@@ -243,7 +243,7 @@ def _part(path: Path, form: str, part: str, kinds: dict[str, type], **also: type
     _check(f"{path}", content, {part: list, **also})
     for number, entry in enumerate(content[part], 1):
         _check(f"{path}: entry {number} of {part}", entry, kinds)
-    return content
+    return content  # type: ignore[no-any-return]
 
 
 def _check(where: str, entry: Any, kinds: dict[str, type]) -> None:
@@ -282,8 +282,8 @@ def _difference(session: Any, check: Path) -> float:
             raise KitError(f"{check}: output {i} has shape {expected.shape}, here {found.shape}")
         if found.size:
             scale = float(numpy.abs(expected).max())
-            error = float(numpy.abs(found.astype("f8") - expected.astype("f8")).max())
-            worst = max(worst, error / scale if scale else error)
+            off = float(numpy.abs(found.astype("f8") - expected.astype("f8")).max())
+            worst = max(worst, off / scale if scale else off)
     return worst
 
 
