@@ -115,6 +115,8 @@ def test_a_single_image_has_no_duplicates(
         (["--arguments=["], "not valid JSON"),
         (["--epochs=0"], "epochs"),
         (["--out=a.json", "--kept=a.json"], "same file"),
+        (["--out=a.json", "--kept=a.json.png"], "--kept=a.json.png"),
+        (["--out=a.json", "--kept=a.json.html"], "--kept=a.json.html"),
     ],
 )
 def test_wrong_options_end_in_one_line(

@@ -70,6 +70,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.kept and arguments.limit:
         raise ConfigError("--kept is for the whole training part: leave out --limit")
     if arguments.kept:
+        if Path(arguments.kept).suffix in (".png", ".html"):
+            raise ConfigError(
+                f"--kept={arguments.kept}: the plot, the sheets and the page of --out have this suffix, and one "
+                "might replace it: choose a name such as kept.json"
+            )
         check_output(arguments, arguments.kept)
         if Path(arguments.kept).resolve() == Path(out).resolve():
             raise ConfigError(
