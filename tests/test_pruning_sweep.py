@@ -31,7 +31,7 @@ def test_a_sweep_writes_every_point_and_draws_them(
     options = [
         "--data=digits",
         "--importances=l1,random,serene",
-        "--ratios=0,0.5,0.9",
+        "--ratios=0,0.5,0.9,0.5",
         "--calibration=100",
         f"--out={out}",
     ]

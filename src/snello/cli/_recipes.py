@@ -80,8 +80,8 @@ def read_recipe(arguments: argparse.Namespace, name: str | None = None) -> Recip
     used = {"optimizer", *(block for m in recipe.methods for block in method_of(m).uses)}
     said = [text.removeprefix("--") for text in fitted if text[2:].partition(".")[0] in used]
     if said and note is None and is_first():
-        words = ", ".join(said)
-        print(f"snello: note: fitted to {recipe.epochs} epochs: {words}", file=sys.stderr)
+        length = f"{recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''}"
+        print(f"snello: note: fitted to {length}: {', '.join(said)}", file=sys.stderr)
     # The user chose this recipe, so that the factory it names may be imported.
     import_own_code([recipe.model.name])
     return recipe

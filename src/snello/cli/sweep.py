@@ -250,7 +250,7 @@ def _importances(arguments: argparse.Namespace, calibration: Any) -> dict[str, A
 def _ratios(text: str, applied: float | None) -> list[float]:
     """The ratios to measure, with the one to apply."""
     try:
-        ratios = [float(part) for part in text.split(",")]
+        ratios = list(dict.fromkeys(map(float, text.split(","))))  # each is measured once
     except ValueError as error:
         raise ConfigError(
             f"--ratios={text!r} must be numbers separated by commas, such as {RATIOS}"
