@@ -228,6 +228,13 @@ def test_the_time_of_an_unfinished_step_slows_no_finished_one(
     assert pace.text() == "2 of 4 epochs, 7:00 min, 100.0 s each, about 0:00 min left"
 
 
+def test_what_follows_the_last_step_is_none() -> None:
+    pace = progress_module._Pace(2, "epoch")
+    for _ in range(3):  # the last line announces the coding
+        pace.finish_step()
+    assert pace.text() == "2 of 2 epochs, 0:00 min so far"
+
+
 def test_lines_within_a_step_do_not_count(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,9 +292,11 @@ def test_progress_on_a_terminal_keeps_its_lines(
     with progress(2) as line, busy("coding"):
         line("epoch 1 [bold]")
         line("epoch 2")
+        line("coding")
     said = capsys.readouterr().err
-    assert said.index("epoch 1 [bold]") < said.index("epoch 2")
+    assert said.index("epoch 1 [bold]") < said.index("epoch 2") < said.index("coding")
     assert "2/2" in said
+    assert "3/2" not in said
 
 
 def test_table_without_a_note_ends_with_its_rows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     recipe, folder = read_recipe(arguments), run_folder(arguments)
     before = sum(finished_epochs(folder / m) for m in recipe.methods) if arguments.resume else 0
-    with progress(len(recipe.methods) * recipe.epochs + 1, "epoch", before) as line:
+    with progress(len(recipe.methods) * recipe.epochs, "epoch", before) as line:
         result = journey(recipe, folder, resume=arguments.resume, progress=line)
     if not is_first():
         return

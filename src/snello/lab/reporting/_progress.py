@@ -20,7 +20,8 @@ than the last one, so that the log of hours stays short."""
 def progress(total: int, unit: str = "step", before: int = 0) -> Iterator[Callable[..., None]]:
     """Show a bar over `total` steps; yields a function that prints a line and advances the bar.
 
-    With `done=False` it prints the line only: an epoch within a step.
+    With `done=False` it prints the line only: an epoch within a step. So it does behind the last
+    step, for what follows these.
 
     Without a terminal the lines are printed unbuffered, and between them, at growing intervals, the
     number of finished steps, the time taken and the time left.
@@ -56,7 +57,7 @@ def progress(total: int, unit: str = "step", before: int = 0) -> Iterator[Callab
 
         def line(text: str, *, done: bool = True) -> None:
             console.print(text, markup=False)
-            bar.advance(task, int(done))
+            bar.advance(task, int(done and not bar.tasks[task].finished))
 
         yield line
 
@@ -89,8 +90,9 @@ class _Pace:
         self._start = self._last = time.monotonic()
 
     def finish_step(self) -> None:
-        """Count a step."""
-        self.done, self._last = self.done + 1, time.monotonic()
+        """Count a step, unless all are done."""
+        if not self.total or self.done < self.total:
+            self.done, self._last = self.done + 1, time.monotonic()
 
     def text(self) -> str:
         """`"3 of 12 epochs, 1:30 min, 30.0 s each, about 4:30 min left"`."""
