@@ -88,8 +88,8 @@ def check_some_decay(layers: Mapping[str, nn.Module], model: nn.Module, method: 
     """
     if not layers:
         raise ConfigError(
-            f"{method}: no layer of {type(model).__name__} would decay: Linear layers and convolutions do, the head "
-            "of SeReNe with exclude=() alone"
+            f"{method}: no layer of {type(model).__name__} would decay: only Linear layers and convolutions do, and "
+            "with SeReNe the head only if exclude=() is given"
         )
 
 
