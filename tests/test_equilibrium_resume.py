@@ -128,7 +128,7 @@ def test_a_state_of_something_else_is_refused_and_changes_nothing() -> None:
         blind = SelectiveUpdate(fresh, None, batch()[0], selection)
         state = {**neq.state_dict(), "reference": blind.state_dict()["reference"]}
         kept = copy.deepcopy(selection.state_dict())
-        with pytest.raises(ConfigError, match=f"not a {type(selection).__name__} as this one"):
+        with pytest.raises(ConfigError, match=f"not a state of {type(selection).__name__}: "):
             blind.load_state_dict(state)
         assert repr(selection.state_dict()) == repr(kept)
     blind = SelectiveUpdate(fresh, None, batch()[0], Prefix(0.5))
