@@ -400,8 +400,10 @@ class DynamicSubset(Dataset[Any]):
     @property
     def share(self) -> float:
         """Share of the samples offered that the present epoch trains on; 1 before the first."""
-        plan = None if self._now is None else self._now.plan
-        return 1.0 if plan is None else len(self._trained(plan)) / plan.offered
+        if self._now is None:
+            return 1.0
+        plan = self._now.plan
+        return len(self._trained(plan)) / plan.offered
 
     @property
     def moment(self) -> float:

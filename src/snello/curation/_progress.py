@@ -1,4 +1,4 @@
-"""How far a process has come in an epoch."""
+"""Progress of a process in an epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ._plan import Plan
 
 @dataclass
 class Progress:
-    """How far this process has come in an epoch.
+    """Progress of this process in an epoch.
 
     Attributes:
         plan: the samples of the epoch.
@@ -30,7 +30,7 @@ class Progress:
 
     @property
     def over(self) -> bool:
-        """Whether the next iteration of a sampler is the next epoch, if the epochs are counted."""
+        """Return True if a sampler begins the next epoch, unless an epoch is named."""
         return self.finished or (not self.restored and (self.exhausted or self.done > 0))
 
     def begin(self) -> int:

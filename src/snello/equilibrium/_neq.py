@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snello.errors import ConfigError, DivergenceError, check_state, is_whole
+from snello.errors import ConfigError, DivergenceError, check_count, check_state
 from snello.graph import Example
 from snello.neurons import neuron_count, weighted_layers
 from snello.optimizers import Optimizers
@@ -128,11 +128,7 @@ class SelectiveUpdate:
         dispatch: DispatchMode = "measured",
         only_if_faster: bool = False,
     ) -> None:
-        if not (is_whole(warmup) and warmup >= 1):
-            raise ConfigError(
-                f"warmup: must be a whole number, at least 1, not {warmup!r}; nothing is known "
-                "before one step"
-            )
+        check_count("warmup", warmup, "; nothing is known before one step")
         if dispatch not in get_args(DispatchMode):
             raise ConfigError(
                 f"dispatch: must be one of {', '.join(get_args(DispatchMode))}, not {dispatch!r}"
